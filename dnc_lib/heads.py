@@ -1,0 +1,402 @@
+"""Heads: raw features (..., D) to class scores (..., C), by sub-centroids, a linear layer or learned prototypes.
+
+All three keep one contract, so a network, a training loop or a chapter swaps them freely:
+
+* ``head(x)`` gives scores; leading dimensions are free, so pixels come for nothing;
+* ``head.update(x, labels)`` is called after each optimiser step; it moves sub-centroids and does nothing elsewhere;
+* ``head.estimate(x, labels)`` sets the sub-centroids from scratch, where there are any;
+* ``head.diagnostics()`` gives a few numbers worth logging.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .grouping import ClassTiles
+from .memory import EmbeddingMemory
+from .sinkhorn import ASSIGNMENTS, assign, check_labels
+
+#: Rows scored at a time where every class is needed and no gradient is: bounds the (rows, C K) scores.
+CHUNK = 2048
+
+
+def random_unit_vectors(*shape: int, generator: torch.Generator | None = None) -> Tensor:
+    """Directions drawn evenly from the sphere, (..., D), unit length."""
+    return F.normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+
+class Head(nn.Module):
+    """What every head has: a width, a number of classes, and an update that may do nothing.
+
+    Args:
+        dim: D, width of the raw features.
+        num_classes: C.
+        ignore_index: label left out of updates (255 and -100 are usual).
+    """
+
+    def __init__(self, dim: int, num_classes: int, ignore_index: int = -100):
+        super().__init__()
+        if dim < 1 or num_classes < 1:
+            raise ValueError(f"dim and num_classes must be 1 or more, got {dim} and {num_classes}")
+        self.dim, self.num_classes, self.ignore_index = dim, num_classes, ignore_index
+
+    def check_width(self, x: Tensor) -> None:
+        """Raise ``ValueError`` if the last dimension is not D."""
+        if x.dim() == 0 or x.shape[-1] != self.dim:
+            raise ValueError(
+                f"features must be (..., {self.dim}), got {tuple(x.shape)}: "
+                f"the last dimension must be the head's dim={self.dim}"
+            )
+
+    def labelled(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Flatten (..., D) and (...) to (N, D) and (N,), without ignored labels, and check both.
+
+        Raises:
+            ValueError: for shapes that do not fit, labels out of range, NaN or infinity in the features.
+        """
+        self.check_width(x)
+        if labels.shape != x.shape[:-1]:
+            raise ValueError(
+                f"labels must have the features' leading shape {tuple(x.shape[:-1])}, got {tuple(labels.shape)}"
+            )
+        x, labels = x.reshape(-1, self.dim), labels.reshape(-1)
+        if labels.is_floating_point():
+            raise ValueError(f"labels must be integers, got {labels.dtype}")
+        kept = labels != self.ignore_index
+        if not kept.all():
+            x, labels = x[kept], labels[kept]
+        check_labels(labels, self.num_classes)
+        if not torch.isfinite(x).all():
+            raise ValueError("features contain NaN or infinity; has the training diverged, or mixed precision overflowed?")
+        return x, labels.long()
+
+    def update(self, x: Tensor, labels: Tensor) -> None:
+        """Nothing to move."""
+
+    def estimate(self, x: Tensor, labels: Tensor) -> None:
+        """Nothing to estimate."""
+
+    def diagnostics(self) -> dict[str, float]:
+        """Numbers worth logging; none here."""
+        return {}
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, num_classes={self.num_classes}"
+
+
+class SoftmaxHead(Head):
+    """A learned matrix: the usual last layer, the twin that DNC is compared with.
+
+    Args:
+        dim: D.
+        num_classes: C.
+        ignore_index: label left out.
+    """
+
+    def __init__(self, dim: int, num_classes: int, ignore_index: int = -100):
+        super().__init__(dim, num_classes, ignore_index)
+        self.linear = nn.Linear(dim, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., C)."""
+        self.check_width(x)
+        return self.linear(x)
+
+
+class NormalizedHead(Head):
+    """A head that compares directions: LayerNorm, unit length, and scores divided by a constant temperature.
+
+    Args:
+        dim: D.
+        num_classes: C.
+        temperature: the scores are similarities in [-1, 1] divided by this; a constant, not learned.
+        ignore_index: label left out.
+    """
+
+    def __init__(self, dim: int, num_classes: int, temperature: float = 0.1, ignore_index: int = -100):
+        super().__init__(dim, num_classes, ignore_index)
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.temperature = temperature
+        self.norm = nn.LayerNorm(dim)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Raw features to unit embeddings, in float32 under autocast too: (..., D) -> (..., D)."""
+        self.check_width(x)
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self.norm.weight
+            x = F.layer_norm(x.to(weight.dtype), (self.dim,), weight, self.norm.bias, self.norm.eps)
+            return F.normalize(x, dim=-1)
+
+
+class CosineHead(NormalizedHead):
+    """One *learned* prototype a class, with DNC's normalisation and temperature.
+
+    The control for what the normalisation does alone: everything as in :class:`SubCentroidHead`, but the class
+    vectors are parameters moved by the gradient.
+
+    Args:
+        dim: D.
+        num_classes: C.
+        temperature: see :class:`NormalizedHead`.
+        ignore_index: label left out.
+    """
+
+    def __init__(self, dim: int, num_classes: int, temperature: float = 0.1, ignore_index: int = -100):
+        super().__init__(dim, num_classes, temperature, ignore_index)
+        self.prototypes = nn.Parameter(random_unit_vectors(num_classes, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., C)."""
+        x = self.embed(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, F.normalize(self.prototypes, dim=-1)) / self.temperature
+
+
+class SubCentroidHead(NormalizedHead):
+    """Deep nearest centroids: a class is K sub-centroids of its own samples, and nothing here is learned by class.
+
+    The score of a class is the cosine similarity to its nearest sub-centroid over the temperature, so the argmax
+    of the scores is the class of the nearest sub-centroid (DNC, section 3). After each optimiser step
+    :meth:`update` assigns the batch and the memory to the sub-centroids of their class and moves each towards
+    the mean of what it got::
+
+        p <- normalise(momentum * p + (1 - momentum) * normalise(mean of its embeddings))
+
+    Parameters are those of the LayerNorm alone, which belongs to the embedding and does not know the classes.
+
+    Args:
+        dim: D, width of the raw features.
+        num_classes: C.
+        num_subcentroids: K.
+        momentum: share of the old sub-centroid kept at an update.
+        temperature: similarities are divided by it.
+        memory_size: past samples that take part in the update, besides the batch; 0 for none.
+        assignment: ``"sinkhorn"``, ``"nearest"`` or ``"random"``, see :func:`dnc_lib.sinkhorn.assign`.
+        epsilon: entropy of the Sinkhorn assignment.
+        iterations: Sinkhorn iterations.
+        correct_only: only samples that the head classifies correctly enter the update and the memory.
+        frozen: the sub-centroids never move: the control for whether moving them is worth anything.
+        start: ``"random"`` directions, or ``"data"``: each sub-centroid takes the mean of the first samples
+            assigned to it whole, and moves by momentum from then on.
+        ignore_index: label left out of updates.
+        seed: of the random start, so that ranks and runs agree.
+
+    Attributes:
+        subcentroids: buffer (C, K, D), unit length.
+        memory: :class:`~dnc_lib.memory.EmbeddingMemory`.
+
+    Raises:
+        ValueError: for settings out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        num_subcentroids: int = 4,
+        momentum: float = 0.999,
+        temperature: float = 0.1,
+        memory_size: int = 12_800,
+        *,
+        assignment: str = "sinkhorn",
+        epsilon: float = 0.05,
+        iterations: int = 3,
+        correct_only: bool = False,
+        frozen: bool = False,
+        start: str = "random",
+        ignore_index: int = -100,
+        seed: int = 0,
+    ):
+        super().__init__(dim, num_classes, temperature, ignore_index)
+        if num_subcentroids < 1:
+            raise ValueError(f"num_subcentroids must be 1 or more, got {num_subcentroids}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {momentum}; to stand still use frozen=True")
+        if assignment not in ASSIGNMENTS:
+            raise ValueError(f"assignment must be one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")
+        if start not in ("random", "data"):
+            raise ValueError(f"start must be 'random' or 'data', got {start!r}")
+        if not epsilon > 0 or iterations < 1:
+            raise ValueError(f"epsilon must be positive and iterations 1 or more, got {epsilon} and {iterations}")
+        self.num_subcentroids, self.momentum = num_subcentroids, momentum
+        self.assignment, self.epsilon, self.iterations = assignment, epsilon, iterations
+        self.correct_only, self.frozen, self.start = correct_only, frozen, start
+        self.memory = EmbeddingMemory(0 if frozen else memory_size, dim)
+        generator = torch.Generator().manual_seed(seed)
+        origin = random_unit_vectors(num_classes, num_subcentroids, dim, generator=generator)
+        self.register_buffer("subcentroids", origin)
+        self.register_buffer("origin", origin.clone())  # where they started, for the drift
+        self.register_buffer("moved", torch.zeros(num_classes, num_subcentroids, dtype=torch.bool))
+        self.register_buffer("wins", torch.zeros(num_classes, num_subcentroids, dtype=torch.long))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+
+    def similarities(self, x: Tensor) -> Tensor:
+        """Cosine similarity of raw features to every sub-centroid: (..., D) -> (..., C, K), in float32."""
+        x = self.embed(x)
+        with torch.autocast(x.device.type, enabled=False):
+            scores = F.linear(x, self.subcentroids.flatten(0, 1).to(x.dtype))
+        return scores.unflatten(-1, (self.num_classes, self.num_subcentroids))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores: (..., D) -> (..., C), similarity to the nearest sub-centroid over the temperature."""
+        return self.similarities(x).amax(dim=-1) / self.temperature
+
+    @torch.no_grad()
+    def update(self, x: Tensor, labels: Tensor) -> None:
+        """Move the sub-centroids towards the samples, and remember the samples.
+
+        Call it after the optimiser's step, never with mixed (Mixup, CutMix) images. A sub-centroid that got
+        nothing stays as it is; without samples, or with all labels ignored, nothing changes.
+
+        Args:
+            x: raw features (..., D); no gradient is used.
+            labels: (...), class indices; those equal to ``ignore_index`` are left out.
+
+        Raises:
+            ValueError: for shapes that do not fit, labels out of range, NaN or infinity in the features.
+        """
+        x, labels = self.labelled(x, labels)
+        self.updates += 1
+        if len(labels) == 0:
+            return
+        x = self.embed(x)
+        if self.correct_only:
+            correct = self._nearest_class(x) == labels
+            x, labels = x[correct], labels[correct]
+            if len(labels) == 0:
+                return
+        self._count_wins(x, labels)
+        if self.frozen:
+            return
+        past, past_labels = self.memory.stored()
+        every, every_labels = torch.cat([x, past.to(x.dtype)]), torch.cat([labels, past_labels])
+        means, counts = self._assigned_means(every, every_labels)
+        keep = torch.full_like(counts, self.momentum)
+        if self.start == "data":
+            keep[~self.moved] = 0.0
+        self._move((keep.unsqueeze(-1) * self.subcentroids).lerp_(means, 1 - keep.unsqueeze(-1)), counts)
+        self.memory.push(x, labels)
+
+    @torch.no_grad()
+    def estimate(self, x: Tensor, labels: Tensor, rounds: int = 10) -> None:
+        """Set the sub-centroids from scratch: balanced k-means on the sphere over the given samples.
+
+        New classes need no more than this: no gradient, no step. Each class starts from samples of its own, spread
+        evenly over their order; then assignment and means alternate. A class without samples, and a sub-centroid
+        beyond the number of its samples, stays as it is. The memory is cleared: it spoke of other embeddings.
+
+        Args:
+            x: raw features (..., D).
+            labels: (...), class indices.
+            rounds: how often samples are assigned and the means taken.
+
+        Raises:
+            ValueError: as in :meth:`update`.
+        """
+        x, labels = self.labelled(x, labels)
+        if len(labels) == 0:
+            return
+        self._fit(self.embed(x), labels, rounds)
+
+    def _fit(self, x: Tensor, labels: Tensor, rounds: int) -> None:
+        """:meth:`estimate` on unit embeddings (N, D) in any floating type."""
+        order = torch.sort(labels, stable=True).indices
+        counts = torch.bincount(labels, minlength=self.num_classes)
+        first = counts.cumsum(0) - counts
+        for k in range(self.num_subcentroids):
+            rank = k * counts // self.num_subcentroids  # sample k/K of the way through the class
+            chosen = counts > k
+            self.subcentroids[chosen, k] = x[order[(first + rank)[chosen]]].to(self.subcentroids.dtype)
+        for _ in range(rounds):
+            means, got = self._assigned_means(x, labels)
+            self._move(means, torch.where(torch.arange(self.num_subcentroids, device=x.device) < counts[:, None], got, 0))
+        self.memory.clear()
+
+    def _assigned_means(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit mean of the embeddings given to each sub-centroid, (C, K, D), and their number, (C, K)."""
+        tiles = ClassTiles(labels, self.num_classes)
+        rows = tiles.gather(x).to(self.subcentroids.dtype)
+        scores = tiles.own_scores(rows, self.subcentroids)
+        chosen = assign(scores, labels, self.num_classes, self.assignment, self.epsilon, self.iterations)
+        sums, counts = tiles.sums(rows, chosen, self.num_subcentroids)
+        return F.normalize(sums, dim=-1), counts
+
+    def _move(self, target: Tensor, counts: Tensor) -> None:
+        """Put every sub-centroid that got samples at the (C, K, D) target, at unit length."""
+        got = counts > 0
+        self.subcentroids.copy_(torch.where(got.unsqueeze(-1), F.normalize(target, dim=-1), self.subcentroids))
+        self.moved |= got
+
+    def _nearest_class(self, x: Tensor) -> Tensor:
+        """Class of the nearest sub-centroid for unit embeddings (N, D) -> (N,), a chunk of rows at a time."""
+        vectors = self.subcentroids.flatten(0, 1)
+        nearest = [F.linear(part, vectors).argmax(1) for part in x.split(CHUNK)]
+        return torch.cat(nearest) // self.num_subcentroids
+
+    def _count_wins(self, x: Tensor, labels: Tensor) -> None:
+        tiles = ClassTiles(labels, self.num_classes)
+        nearest = tiles.own_scores(tiles.gather(x), self.subcentroids).argmax(1)
+        flat = torch.bincount(labels * self.num_subcentroids + nearest, minlength=self.wins.numel())
+        self.wins += flat.view_as(self.wins)
+
+    def usage(self) -> Tensor:
+        """Share of a class's training samples whose nearest own sub-centroid this is: (C, K), counted since the
+        last :meth:`reset_usage`; rows of classes not seen are zero."""
+        return self.wins / self.wins.sum(1, keepdim=True).clamp_min(1)
+
+    def reset_usage(self) -> None:
+        """Start counting anew, say once an epoch."""
+        self.wins.zero_()
+
+    def diagnostics(self) -> dict[str, float]:
+        """Whether the sub-centroids live: three numbers.
+
+        Returns:
+            ``drift``: 1 minus the mean cosine with the start (0 never moved, about 1 forgot it);
+            ``usage``: effective share of the K sub-centroids in use, exp(entropy) / K, mean over classes seen;
+            ``within_class_cosine``: mean cosine between two sub-centroids of a class (1: they merged; 1 for K = 1).
+        """
+        drift = 1 - (self.subcentroids * self.origin).sum(-1).mean()
+        usage = self.usage()
+        seen = usage.sum(1) > 0
+        entropy = -(usage[seen] * usage[seen].clamp_min(1e-12).log()).sum(1)
+        effective = entropy.exp().mean() / self.num_subcentroids if seen.any() else usage.new_zeros(())
+        k = self.num_subcentroids
+        gram = self.subcentroids @ self.subcentroids.transpose(1, 2)  # (C, K, K)
+        off = (gram.sum((1, 2)) - gram.diagonal(dim1=1, dim2=2).sum(1)) / max(k * (k - 1), 1)
+        within = off.mean() if k > 1 else gram.new_ones(())
+        return {"drift": drift.item(), "usage": effective.item(), "within_class_cosine": within.item()}
+
+    def extra_repr(self) -> str:
+        parts = [super().extra_repr(), f"num_subcentroids={self.num_subcentroids}", f"momentum={self.momentum}"]
+        parts += [f"temperature={self.temperature}", f"assignment={self.assignment!r}"]
+        parts += ["correct_only=True"] * self.correct_only + ["frozen=True"] * self.frozen
+        return ", ".join(parts)
+
+
+HEADS = ("softmax", "cosine", "frozen", "dnc")
+
+
+def build_head(name: str, dim: int, num_classes: int, **settings) -> Head:
+    """A head by the name of its arm.
+
+    Args:
+        name: ``"softmax"``, ``"cosine"``, ``"frozen"`` (sub-centroids at random, never moved) or ``"dnc"``.
+        dim: D.
+        num_classes: C.
+        settings: of :class:`SubCentroidHead`; a head takes those that concern it.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    common = {key: settings[key] for key in ("ignore_index",) if key in settings}
+    if name == "softmax":
+        return SoftmaxHead(dim, num_classes, **common)
+    if name == "cosine":
+        return CosineHead(dim, num_classes, settings.get("temperature", 0.1), **common)
+    if name == "frozen":
+        return SubCentroidHead(dim, num_classes, **{**settings, "frozen": True})
+    if name == "dnc":
+        return SubCentroidHead(dim, num_classes, **settings)
+    raise ValueError(f"head must be one of {', '.join(HEADS)}, got {name!r}")

@@ -1,0 +1,143 @@
+"""Balanced assignment of samples to the K sub-centroids of their class, all classes at once.
+
+Pure functions. Each sample only ever meets the sub-centroids of its own class, so everything here works on
+own-class scores of shape (N, K): no tensor with N, C and K in its shape is made, whatever the number of classes.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_labels(labels: Tensor, num_classes: int, name: str = "labels") -> None:
+    """Raise ``ValueError`` unless ``labels`` are integers in ``[0, num_classes)``.
+
+    Args:
+        labels: class indices, any shape.
+        num_classes: C.
+        name: how the error calls them.
+    """
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"{name} must be integers, got {labels.dtype}")
+    if labels.numel() == 0:
+        return
+    low, high = (int(value) for value in torch.aminmax(labels))
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise ValueError(f"{name} must lie in [0, {num_classes - 1}] for {num_classes} classes, found {wrong}")
+
+
+def class_logsumexp(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Log-sum-exp over the samples of each class.
+
+    Args:
+        values: (N, K), any finite numbers.
+        labels: (N,) integers in [0, C).
+        num_classes: C.
+
+    Returns:
+        (C, K); minus infinity for a class without samples.
+    """
+    index = labels.unsqueeze(1).expand_as(values)
+    top = values.new_full((num_classes, values.shape[1]), -torch.inf)
+    top.scatter_reduce_(0, index, values, "amax")
+    # The largest term of each class becomes exp(0): nothing overflows, and no sum is below 1.
+    total = torch.zeros_like(top).scatter_add_(0, index, torch.exp(values - top[labels]))
+    return top + total.log()
+
+
+@torch.no_grad()
+def sinkhorn(
+    scores: Tensor, labels: Tensor, num_classes: int, epsilon: float = 0.05, iterations: int = 3
+) -> Tensor:
+    """Entropy-regularised, balanced assignment of samples to the sub-centroids of their class.
+
+    Within each class this approaches the plan Q that maximises ``sum(Q * scores) + epsilon * entropy(Q)``, where
+    every sample has mass 1 and every sub-centroid receives N_c / K of it (DNC, section 3.2; Cuturi 2013). The
+    normalisation over the samples of a class is a segment log-sum-exp, so one call serves all classes and costs
+    O(N K) an iteration. Computed in float32, in log space: exp(score / 0.05) overflows half precision above 0.554.
+
+    Args:
+        scores: (N, K) similarity of each sample to the K sub-centroids of its own class; half precision is fine.
+        labels: (N,) integers in [0, C).
+        num_classes: C.
+        epsilon: strength of the entropy, in units of the scores; small is close to a hard assignment.
+        iterations: how often sub-centroids, then samples, are brought to their mass. 0 is a softmax.
+
+    Returns:
+        (N, K) float32 plan (float64 if the scores are). Rows sum to 1; the columns of a class tend to N_c / K.
+
+    Raises:
+        ValueError: for shapes that do not fit, labels out of range, a non-finite score, epsilon <= 0 or
+            iterations < 0.
+    """
+    if scores.dim() != 2 or labels.shape != scores.shape[:1]:
+        raise ValueError(
+            f"scores must be (N, K) and labels (N,), got {tuple(scores.shape)} and {tuple(labels.shape)}"
+        )
+    if scores.shape[1] == 0:
+        raise ValueError("scores need at least one column: K must be 1 or more")
+    if not epsilon > 0:
+        raise ValueError(f"epsilon must be positive, got {epsilon}")
+    if iterations < 0:
+        raise ValueError(f"iterations must be 0 or more, got {iterations}")
+    check_labels(labels, num_classes)
+    if not torch.isfinite(scores).all():
+        raise ValueError("scores contain NaN or infinity; check the embeddings they come from")
+    with torch.autocast(scores.device.type, enabled=False):
+        return _log_plan(scores, labels, num_classes, epsilon, iterations).exp()
+
+
+def _log_plan(scores: Tensor, labels: Tensor, num_classes: int, epsilon: float, iterations: int) -> Tensor:
+    """The logarithm of the plan, unchecked: the update calls it every step."""
+    num_subcentroids = scores.shape[1]
+    log_plan = (scores if scores.dtype == torch.float64 else scores.float()) / epsilon  # (N, K)
+    labels = labels.long()
+    log_share = torch.bincount(labels, minlength=num_classes).to(log_plan.dtype).log()[labels, None]
+    log_share = log_share - math.log(num_subcentroids)  # log(N_c / K), the mass each sub-centroid is due
+    for _ in range(iterations):
+        log_plan = log_plan - class_logsumexp(log_plan, labels, num_classes)[labels] + log_share
+        log_plan = log_plan.log_softmax(dim=1)
+    return log_plan.log_softmax(dim=1)  # a second time changes nothing; alone it serves iterations=0
+
+
+@torch.no_grad()
+def assign(
+    scores: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    method: str = "sinkhorn",
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The sub-centroid (0..K-1) of its class that each sample moves.
+
+    Args:
+        scores: (N, K) own-class similarities.
+        labels: (N,) integers in [0, C).
+        num_classes: C.
+        method: ``"sinkhorn"`` (balanced), ``"nearest"`` (the most similar, as in k-means) or ``"random"``
+            (uniform: the control, and in effect what the released code does).
+        epsilon: see :func:`sinkhorn`.
+        iterations: see :func:`sinkhorn`.
+        generator: for ``"random"``.
+
+    Returns:
+        (N,) long.
+
+    Raises:
+        ValueError: for an unknown method.
+    """
+    if method == "sinkhorn":
+        return _log_plan(scores, labels, num_classes, epsilon, iterations).argmax(dim=1)
+    if method == "nearest":
+        return scores.argmax(dim=1)
+    if method == "random":
+        size = (scores.shape[0],)
+        return torch.randint(scores.shape[1], size, generator=generator, device=scores.device)
+    raise ValueError(f"assignment must be one of {', '.join(ASSIGNMENTS)}, got {method!r}")
+
+
+ASSIGNMENTS = ("sinkhorn", "nearest", "random")
