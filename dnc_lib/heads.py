@@ -275,7 +275,7 @@ class SubCentroidHead(NormalizedHead):
         keep = torch.full_like(counts, self.momentum)
         if self.start == "data":
             keep[~self.moved] = 0.0
-        self._move((keep.unsqueeze(-1) * self.subcentroids).lerp_(means, 1 - keep.unsqueeze(-1)), counts)
+        self._move(self.subcentroids.lerp(means, 1 - keep.unsqueeze(-1)), counts)
         self.memory.push(x, labels)
 
     @torch.no_grad()

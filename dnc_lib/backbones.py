@@ -1,0 +1,122 @@
+"""Backbones: normalised images (B, 3, H, W) to pooled features (B, D). timm's, and their CIFAR variants."""
+
+import difflib
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut without parameters (He et al. 2016, section 4.2, option A)."""
+
+    def __init__(self, in_width: int, width: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_width, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.stride, self.new_channels = stride, width - in_width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_width, H, W) -> (B, width, H / stride, W / stride)."""
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        if self.new_channels:
+            half = self.new_channels // 2
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, half, self.new_channels - half))
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(x)) + shortcut, inplace=True)
+
+
+class CifarResNet(nn.Module):
+    """The residual network of 6n+2 layers for 32x32 images (He et al. 2016, section 4.2).
+
+    Args:
+        depth: 6n+2: 20, 32, 56; 8 is the smallest.
+        width: channels of the first stage; the next have 2 and 4 times as many.
+        in_channels: 3, or 1 for grey images.
+
+    Attributes:
+        num_features: D, width of the pooled feature: 4 * width.
+    """
+
+    def __init__(self, depth: int, width: int = 16, in_channels: int = 3):
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"depth must be 6n+2 with n of 1 or more (8, 20, 32, 56, ...), got {depth}")
+        blocks = (depth - 2) // 6
+        self.conv = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        stages, before = [], width
+        for stage in range(3):
+            after = width * 2**stage
+            strides = [2 if stage else 1] + [1] * (blocks - 1)
+            layers = [BasicBlock(before if i == 0 else after, after, stride) for i, stride in enumerate(strides)]
+            stages.append(nn.Sequential(*layers))
+            before = after
+        self.stages = nn.Sequential(*stages)
+        self.num_features = before
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, D), averaged over places."""
+        x = F.relu(self.bn(self.conv(x)), inplace=True)
+        return self.stages(x).mean((2, 3))
+
+
+def _cifar_stem(model: nn.Module) -> nn.Module:
+    """Give a timm ResNet the stem for 32x32 images: one 3x3 convolution of stride 1, no max-pool."""
+    old = model.conv1
+    model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, 3, 1, 1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    return model
+
+
+CIFAR_RESNETS = {f"cifar_resnet{depth}": depth for depth in (8, 20, 32, 56)}
+CIFAR_STEMS = {f"cifar_{name}": name for name in ("resnet18", "resnet50", "resnet101")}
+TINY = {"tiny_resnet8": (8, 8)}  # for digits and tests
+
+
+def build_backbone(name: str, pretrained: bool = False, **settings) -> nn.Module:
+    """A backbone without classifier, ending in pooled features (B, D); ``num_features`` tells D.
+
+    Args:
+        name: ``cifar_resnet20``, ``32``, ``56`` (original paper), ``cifar_resnet18``, ``50``, ``101`` (timm's with the
+            3x3 stem), ``tiny_resnet8``, or any name that timm knows.
+        pretrained: load timm's weights (needs the network or a filled cache).
+        settings: passed on, for instance ``in_chans=1`` or ``drop_path_rate=0.3``.
+
+    Raises:
+        ValueError: for a name that nobody knows, with the nearest ones, or weights that do not exist.
+    """
+    own = {**{key: (depth, 16) for key, depth in CIFAR_RESNETS.items()}, **TINY}
+    if pretrained and (name in own or name in CIFAR_STEMS):
+        raise ValueError(f"there are no pretrained weights for {name}; use pretrained=False")
+    if name in own:
+        depth, width = own[name]
+        return CifarResNet(depth, width, settings.pop("in_chans", 3), **settings)
+    if name in CIFAR_STEMS:
+        return _cifar_stem(timm.create_model(CIFAR_STEMS[name], num_classes=0, **settings))
+    if not timm.is_model(name):
+        known = [*own, *CIFAR_STEMS, *timm.list_models()]
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() lists what there is"
+        raise ValueError(f"unknown backbone {name!r}{hint}")
+    return timm.create_model(name, pretrained=pretrained, num_classes=0, **settings)
+
+
+@torch.no_grad()
+def feature_width(backbone: nn.Module) -> int:
+    """D of a backbone's pooled features, asked of the backbone: some timm models widen them before the classifier.
+
+    Raises:
+        ValueError: if the backbone does not end in (B, D).
+    """
+    width = getattr(backbone, "head_hidden_size", None) or getattr(backbone, "num_features", None)
+    if not isinstance(width, int):
+        raise ValueError(f"{type(backbone).__name__} does not tell its feature width; give it a num_features attribute")
+    return width

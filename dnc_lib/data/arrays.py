@@ -1,0 +1,90 @@
+"""A labelled set of images of one size, held in memory as uint8."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images of one size with their labels.
+
+    Attributes:
+        images: (N, H, W, 3) uint8.
+        labels: (N,) long, in [0, C).
+        classes: the C class names.
+        name: of the data set and split.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str = ""
+
+    def __post_init__(self):
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.shape[3] != 3:
+            shape = tuple(self.images.shape)
+            raise ValueError(f"{self.name}: images must be uint8 (N, H, W, 3), got {self.images.dtype} {shape}")
+        if len(self.labels) != len(self.images):
+            raise ValueError(f"{self.name}: {len(self.images)} images but {len(self.labels)} labels")
+        if len(self.images) == 0:
+            raise ValueError(f"{self.name}: no images")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= len(self.classes):
+            wrong = low if low < 0 else high
+            raise ValueError(f"{self.name}: label {wrong} is out of range for {len(self.classes)} classes")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.classes)
+
+    def subset(self, index: Tensor, name: str = "") -> "LabelledImages":
+        """The images at ``index`` (M,)."""
+        return replace(self, images=self.images[index], labels=self.labels[index], name=name or self.name)
+
+    def sample(self, size: int, seed: int = 0) -> "LabelledImages":
+        """``size`` images drawn at random, the classes as even as they go."""
+        if not 0 < size <= len(self):
+            raise ValueError(f"{self.name}: cannot draw {size} of {len(self)} images")
+        return self.subset(self._balanced_order(seed)[:size].sort().values)
+
+    def split(self, held_out: int, seed: int = 0) -> tuple["LabelledImages", "LabelledImages"]:
+        """The rest, and ``held_out`` images drawn at random, the classes as even as they go."""
+        if not 0 < held_out < len(self):
+            raise ValueError(f"{self.name}: cannot hold out {held_out} of {len(self)} images")
+        order = self._balanced_order(seed)
+        rest, held = order[held_out:].sort().values, order[:held_out].sort().values
+        return self.subset(rest), self.subset(held, f"{self.name}, held out")
+
+    def _balanced_order(self, seed: int) -> Tensor:
+        """All indices at random, the classes taking turns."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        by_class = torch.sort(self.labels[order], stable=True)
+        counts = torch.bincount(self.labels, minlength=self.num_classes)
+        first = counts.cumsum(0) - counts
+        turn = torch.arange(len(self)) - first[by_class.values]
+        return order[by_class.indices[torch.sort(turn, stable=True).indices]]
+
+    def channel_stats(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each channel, (3,) each, on the scale 0..1."""
+        total, squares = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+        for part in self.images.split(1024):
+            values = part.reshape(-1, 3).T.float() / 255  # (3, pixels): one long row a channel sums fast
+            total += values.sum(1)
+            squares += values.square().sum(1)
+        count = self.images.numel() / 3
+        mean = total / count
+        return mean.float(), (squares / count - mean.square()).clamp_min(1e-6).sqrt().float()
+
+    def digest(self) -> str:
+        """SHA-256 of images and labels, the first 16 digits: names the data in a manifest."""
+        sha = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        sha.update(self.images.contiguous().numpy())
+        sha.update(self.labels.contiguous().numpy())
+        return sha.hexdigest()[:16]

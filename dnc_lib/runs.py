@@ -1,0 +1,111 @@
+"""A run folder: manifest, metrics and model."""
+
+import contextlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from .checkpoints import ModelCard, read_model
+from .models import ImageClassifier
+from .recipes import Recipe
+
+MANIFEST, METRICS, MODEL = "manifest.json", "metrics.jsonl", "model.safetensors"
+_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "safetensors")
+
+
+@dataclass
+class Run:
+    """A training that was done: where it lies and what it recorded.
+
+    Attributes:
+        folder: holds ``manifest.json``, ``metrics.jsonl`` and ``model.safetensors``.
+        manifest: see :func:`describe_machine` and :func:`dnc_lib.training.train`.
+    """
+
+    folder: Path
+    manifest: dict = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Run":
+        """Read a run folder.
+
+        Raises:
+            FileNotFoundError: where there is no manifest.
+            ValueError: where it is damaged.
+        """
+        path = Path(folder) / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} is no run folder: it has no {MANIFEST}; `dnc train` writes one")
+        try:
+            return cls(Path(folder), json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error})") from error
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe it was trained by."""
+        fields = dict(self.manifest["recipe"])
+        return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+
+    def metrics(self) -> list[dict]:
+        """One record an epoch."""
+        lines = (self.folder / METRICS).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def model(self, device: str | torch.device = "cpu") -> tuple[ImageClassifier, ModelCard]:
+        """The trained model, in evaluation mode, and its card."""
+        return read_model(self.folder / MODEL, device)
+
+    def add_metrics(self, record: dict) -> None:
+        """Append one epoch's record."""
+        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def save_manifest(self) -> None:
+        """Write the manifest, under a temporary name first."""
+        path = self.folder / MANIFEST
+        part = path.with_name(f".{os.getpid()}.{path.name}")
+        part.write_text(json.dumps(self.manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(part, path)
+
+
+def describe_code() -> dict:
+    """Commit of the package's checkout and whether it had changes; ``None`` where it is installed without git."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=20)
+            if done.returncode == 0:
+                return done.stdout.strip()
+        return None
+
+    commit = git("rev-parse", "HEAD")
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", str(here))
+    return {"commit": commit, "dirty": bool(changes) if commit else None}
+
+
+def describe_machine(device: torch.device) -> dict:
+    """Versions and hardware, without names that tell whose they are."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"versions": versions, "device": device.type, "device_name": name, "threads": torch.get_num_threads()}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes: of the GPU where there is one, else resident memory of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
