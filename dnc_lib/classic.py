@@ -37,7 +37,7 @@ class NearestSubCentroids(ClassifierMixin, BaseEstimator):
               Vassilvitskii 2007; scikit-learn's);
             * ``"nearest"``: the same two alternating steps once, started at K samples drawn at random;
             * ``"sinkhorn"``: that loop with balanced groups: each sample goes to the argmax of its row in
-              :func:`dnc_lib.sinkhorn`'s plan. Its scores are cosines under the cosine metric, else minus squared
+              :func:`dnc_lib.sinkhorn.sinkhorn`'s plan. Its scores are cosines under the cosine metric, else minus squared
               distances over the class's mean squared distance to its centroid, so the unit of X plays no part;
             * ``"random"``: a random split into equal groups, the control;
             * ``"exemplars"``: no groups: K samples drawn at random, as they are.
