@@ -2,20 +2,28 @@
 
 import argparse
 import dataclasses
+import os
 import sys
+import warnings
 from pathlib import Path
 
 from . import __version__, recipes
 from .recipes import Recipe
+from .recipes.base import field_help
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``dnc``; a wrong input is one line on stderr and exit status 2."""
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options)
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError, FloatingPointError) as error:
-        print(f"dnc: {error}", file=sys.stderr)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"dnc: warning: {message}", file=sys.stderr)
+            return options.run(options)
+    except BrokenPipeError:  # the reader, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        print(f"dnc: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("dnc: stopped", file=sys.stderr)
@@ -30,16 +38,19 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("recipes", help="what can be trained, and what to expect of it")
     command.set_defaults(run=_recipes)
 
-    command = commands.add_parser("train", help="train by a recipe", formatter_class=argparse.RawTextHelpFormatter)
+    command = commands.add_parser("train", help="train by a recipe")
     command.add_argument("recipe", help="a name that `dnc recipes` lists")
     _add_data(command)
-    command.add_argument("--output", type=Path, default=Path("runs"), help="where run folders go (runs)")
+    command.add_argument(
+        "--output", type=Path, metavar="DIR", default=Path("runs"), help="where run folders go (runs)"
+    )
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     fields = command.add_argument_group("the recipe's fields, to change any of them")
+    meanings = field_help()
     for each in dataclasses.fields(Recipe):
         if each.name == "name":
             continue
-        settings = {"default": argparse.SUPPRESS, "dest": f"field_{each.name}"}
+        settings = {"default": argparse.SUPPRESS, "dest": f"field_{each.name}", "help": meanings.get(each.name)}
         if each.type is bool:
             settings["action"] = argparse.BooleanOptionalAction
         elif each.type == tuple[int, ...]:
@@ -57,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data-root", type=Path, help="where data sets are (DNC_DATA, else ~/.cache/dnc)")
+    command.add_argument(
+        "--data-root", type=Path, metavar="DIR", help="where data sets are (DNC_DATA, else ~/.cache/dnc)"
+    )
     command.add_argument("--download", action="store_true", help="fetch the data set if it is not there")
 
 
@@ -65,7 +78,7 @@ def _recipes(options: argparse.Namespace) -> int:
     rows = [("recipe", "data set", "backbone", "epochs", "what to expect")]
     for name in recipes.NAMES:
         recipe = recipes.get(name)
-        expect = " ".join(recipes.describe(name).split("\n\n", 1)[1].split())
+        expect = " ".join(recipes.describe(name).split("\n\n")[-1].split())
         rows.append((name, recipe.dataset, recipe.backbone, str(recipe.epochs), expect))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
@@ -78,7 +91,7 @@ def _train(options: argparse.Namespace) -> int:
     if "milestones" in changes:
         changes["milestones"] = tuple(changes["milestones"])
     recipe = recipes.get(options.recipe, **changes)
-    from .training import train  # torch and timm load here, not for `dnc recipes`
+    from .training import train  # timm loads here, not for `dnc recipes`
 
     run = train(recipe, options.data_root, options.output, progress=not options.quiet, download=options.download)
     print(f"{run.folder}: accuracy {run.manifest['final']['accuracy']:.2f} % in {run.manifest['seconds']:.0f} s")
@@ -97,8 +110,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     if list(parts["test"].classes) != card.classes:
         raise ValueError(f"the data set at hand has other classes than {options.folder} was trained on")
     result = evaluate(model, DeviceLoader(parts["test"], 500, card.mean, card.std))
-    print(f"accuracy {result['accuracy']:.2f} %  top-5 {result['top5']:.2f} %  loss {result['loss']:.4f}  "
-          f"on {result['images']} images")
+    print(
+        f"accuracy {result['accuracy']:.2f} %  top-5 {result['top5']:.2f} %  loss {result['loss']:.4f}  "
+        f"on {result['images']} images"
+    )
     return 0
 
 

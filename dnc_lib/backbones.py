@@ -3,7 +3,6 @@
 import difflib
 
 import timm
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -85,13 +84,14 @@ def build_backbone(name: str, pretrained: bool = False, **settings) -> nn.Module
     """A backbone without classifier, ending in pooled features (B, D); ``num_features`` tells D.
 
     Args:
-        name: ``cifar_resnet20``, ``32``, ``56`` (original paper), ``cifar_resnet18``, ``50``, ``101`` (timm's with the
-            3x3 stem), ``tiny_resnet8``, or any name that timm knows.
+        name: ``cifar_resnet20``, ``32``, ``56`` (original paper), ``cifar_resnet18``, ``50``, ``101`` (timm's with
+            the 3x3 stem), ``tiny_resnet8``, or any name that timm knows.
         pretrained: load timm's weights (needs the network or a filled cache).
         settings: passed on, for instance ``in_chans=1`` or ``drop_path_rate=0.3``.
 
     Raises:
-        ValueError: for a name that nobody knows, with the nearest ones, or weights that do not exist.
+        ValueError: for a name that nobody knows, with the nearest ones, or weights that do not exist or cannot be
+            fetched.
     """
     own = {**{key: (depth, 16) for key, depth in CIFAR_RESNETS.items()}, **TINY}
     if pretrained and (name in own or name in CIFAR_STEMS):
@@ -106,17 +106,24 @@ def build_backbone(name: str, pretrained: bool = False, **settings) -> nn.Module
         near = difflib.get_close_matches(name, known, n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() lists what there is"
         raise ValueError(f"unknown backbone {name!r}{hint}")
-    return timm.create_model(name, pretrained=pretrained, num_classes=0, **settings)
+    if not pretrained:
+        return timm.create_model(name, num_classes=0, **settings)
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0, **settings)
+    except (RuntimeError, OSError) as error:  # timm has none, or the hub cannot be reached
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"no pretrained weights for {name}: {reason}") from error
 
 
-@torch.no_grad()
 def feature_width(backbone: nn.Module) -> int:
     """D of a backbone's pooled features, asked of the backbone: some timm models widen them before the classifier.
 
     Raises:
-        ValueError: if the backbone does not end in (B, D).
+        ValueError: for a backbone that does not tell.
     """
     width = getattr(backbone, "head_hidden_size", None) or getattr(backbone, "num_features", None)
     if not isinstance(width, int):
-        raise ValueError(f"{type(backbone).__name__} does not tell its feature width; give it a num_features attribute")
+        raise ValueError(
+            f"{type(backbone).__name__} does not tell its feature width; give it a num_features attribute"
+        )
     return width

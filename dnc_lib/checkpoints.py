@@ -43,7 +43,7 @@ class ModelCard:
         return ImageClassifier.build(self.backbone, len(self.classes), self.head, head_settings=settings)
 
 
-def save_model(model: ImageClassifier, card: ModelCard, path: Path, *, memory: bool = True) -> None:
+def save_model(model: ImageClassifier, card: ModelCard, path: str | Path, *, memory: bool = True) -> None:
     """Write weights, sub-centroids and card to one safetensors file, under a temporary name first.
 
     Args:
@@ -52,6 +52,7 @@ def save_model(model: ImageClassifier, card: ModelCard, path: Path, *, memory: b
         path: of the file.
         memory: keep the head's memory, to go on training; exports leave it out.
     """
+    path = Path(path)
     state = {key: value for key, value in model.state_dict().items() if memory or not key.startswith(_MEMORY)}
     state = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     part = path.with_name(f".{os.getpid()}.{path.name}")
@@ -62,7 +63,7 @@ def save_model(model: ImageClassifier, card: ModelCard, path: Path, *, memory: b
         part.unlink(missing_ok=True)
 
 
-def read_model(path: Path, device: str | torch.device = "cpu") -> tuple[ImageClassifier, ModelCard]:
+def read_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[ImageClassifier, ModelCard]:
     """The model in a file written by :func:`save_model`, in evaluation mode, with its card.
 
     Raises:
@@ -80,9 +81,12 @@ def read_model(path: Path, device: str | torch.device = "cpu") -> tuple[ImageCla
         raise ValueError(f"{path} is truncated or no safetensors file ({error}); copy or train it again") from error
     if "card" not in metadata:
         raise ValueError(f"{path} has no model card: it was not written by dnc_lib")
-    card = ModelCard(**json.loads(metadata["card"]))
-    with_memory = json.loads(metadata.get("memory", "true"))
-    model = card.build(memory=with_memory)
+    try:
+        card = ModelCard(**json.loads(metadata["card"]))
+        with_memory = bool(json.loads(metadata.get("memory", "true")))
+        model = card.build(memory=with_memory)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"the model card in {path} cannot be built ({error})") from error
     load_state(model, state, f"{path}", allow_missing="" if with_memory else _MEMORY)
     return model.to(device).eval(), card
 

@@ -36,8 +36,8 @@ class NearestSubCentroids(ClassifierMixin, BaseEstimator):
             * ``"kmeans"``: k-means with k-means++ starts, the best of ``n_init`` runs (Lloyd 1982; Arthur and
               Vassilvitskii 2007; scikit-learn's);
             * ``"nearest"``: the same two alternating steps once, started at K samples drawn at random;
-            * ``"sinkhorn"``: that loop with balanced groups: each sample goes to the argmax of its row in
-              :func:`dnc_lib.sinkhorn.sinkhorn`'s plan. Its scores are cosines under the cosine metric, else minus squared
+            * ``"sinkhorn"``: that loop with balanced groups: each sample goes to the argmax of its row in the plan of
+              :func:`dnc_lib.sinkhorn.sinkhorn`. The scores are cosines under the cosine metric, else minus squared
               distances over the class's mean squared distance to its centroid, so the unit of X plays no part;
             * ``"random"``: a random split into equal groups, the control;
             * ``"exemplars"``: no groups: K samples drawn at random, as they are.
@@ -52,7 +52,7 @@ class NearestSubCentroids(ClassifierMixin, BaseEstimator):
         subcentroids_: (M, D), M at most C * K; those of a class are neighbours, classes in order.
         subcentroid_classes_: (M,) index into ``classes_``.
         n_iter_: rounds that the alternating steps took in the class that needed most; 1 where there are none.
-        n_features_in_: D.
+        n_features_in_: D, the width of the features.
 
     Example:
         >>> from sklearn.datasets import load_digits

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .metrics import top_k_correct
+from .models import evaluating
+from .sinkhorn import check_labels
 
 
 @torch.no_grad()
@@ -24,27 +26,29 @@ def evaluate(
         ``accuracy`` and ``top5`` in percent, ``loss`` (mean cross-entropy), ``images`` (how many were seen).
 
     Raises:
-        ValueError: for a loader without images.
+        ValueError: for a loader without images, or labels out of range.
     """
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    sums = torch.zeros(4, dtype=torch.float64, device=device if device.type != "mps" else "cpu")
-    try:
+    sums = torch.zeros(4, dtype=torch.float64)  # correct, among the best five, loss, images
+    with evaluating(model) as device:
         for images, labels in loader:
-            images, labels = images.to(device), labels.to(device)
-            scores = model(images).float()
+            labels = labels.to(device)
+            scores = model(images.to(device)).float()
+            check_labels(labels, scores.shape[1])
             loss = F.cross_entropy(scores, labels, reduction="sum")
-            correct, among = top_k_correct(scores, labels), top_k_correct(scores, labels, 5)
-            sums += torch.stack([correct.double(), among.double(), loss.double(), torch.ones_like(loss).double() * len(labels)]).to(sums.device)
-    finally:
-        model.train(training)
+            sums += torch.stack(
+                [top_k_correct(scores, labels), top_k_correct(scores, labels, 5), loss, loss.new_tensor(len(labels))]
+            ).to(sums)
     if reduce is not None:
-        sums = reduce(sums)
+        sums = reduce(sums if device.type == "mps" else sums.to(device))  # MPS has no float64, and one process
     correct, among, loss, count = sums.tolist()
     if count == 0:
         raise ValueError("the loader gave no images: nothing to evaluate")
-    return {"accuracy": 100 * correct / count, "top5": 100 * among / count, "loss": loss / count, "images": int(count)}
+    return {
+        "accuracy": 100 * correct / count,
+        "top5": 100 * among / count,
+        "loss": loss / count,
+        "images": int(count),
+    }
 
 
 @torch.no_grad()
@@ -57,14 +61,13 @@ def embed_dataset(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> 
 
     Returns:
         embeddings (N, D) float32, labels (N,), on the model's device.
+
+    Raises:
+        ValueError: for a loader without images.
     """
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    try:
+    with evaluating(model) as device:
         parts = [(model.embed(images.to(device)).float(), labels.to(device)) for images, labels in loader]
-    finally:
-        model.train(training)
     if not parts:
         raise ValueError("the loader gave no images: nothing to embed")
-    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+    embeddings, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    return embeddings, labels

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .grouping import ClassTiles
+from .sinkhorn import check_labels
 
 
 @torch.no_grad()
@@ -19,10 +20,20 @@ def nearest_exemplars(embeddings: Tensor, labels: Tensor, subcentroids: Tensor) 
 
     Returns:
         index (C, K) into the N, -1 where a class has fewer images than sub-centroids; similarity (C, K), NaN there.
+
+    Raises:
+        ValueError: for shapes that do not fit, or labels out of range.
     """
+    if (
+        embeddings.dim() != 2
+        or labels.shape != embeddings.shape[:1]
+        or subcentroids.shape[2:] != embeddings.shape[1:]
+    ):
+        shapes = ", ".join(str(tuple(each.shape)) for each in (embeddings, labels, subcentroids))
+        raise ValueError(f"embeddings must be (N, D), labels (N,) and subcentroids (C, K, D), got {shapes}")
+    check_labels(labels, subcentroids.shape[0])
     num_classes, num_subcentroids, _ = subcentroids.shape
-    tiles = ClassTiles(labels, num_classes)
-    scores = tiles.own_scores(tiles.gather(embeddings.to(subcentroids.dtype)), subcentroids)  # (N, K)
+    scores = ClassTiles(embeddings, labels, num_classes).own_scores(subcentroids)  # (N, K)
     index = torch.full((num_classes, num_subcentroids), -1, dtype=torch.long, device=labels.device)
     similarity = torch.full((num_classes, num_subcentroids), torch.nan, device=labels.device)
     for c in range(num_classes):

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .grouping import ClassTiles
+from .grouping import ClassTiles, block_length
 from .memory import EmbeddingMemory
-from .sinkhorn import ASSIGNMENTS, assign, check_labels
+from .sinkhorn import ASSIGNMENTS, all_finite, assign, check_labels
 
 #: Rows scored at a time where every class is needed and no gradient is: bounds the (rows, C K) scores.
 CHUNK = 2048
@@ -66,7 +66,7 @@ class Head(nn.Module):
         if not kept.all():
             x, labels = x[kept], labels[kept]
         check_labels(labels, self.num_classes)
-        if not torch.isfinite(x).all():
+        if not all_finite(x):
             raise ValueError("features contain NaN or infinity; has the training diverged, or mixed precision overflowed?")
         return x, labels.long()
 
@@ -257,25 +257,27 @@ class SubCentroidHead(NormalizedHead):
             ValueError: for shapes that do not fit, labels out of range, NaN or infinity in the features.
         """
         x, labels = self.labelled(x, labels)
-        self.updates += 1
-        if len(labels) == 0:
-            return
-        x = self.embed(x)
+        if len(labels) > 0:
+            with torch.autocast(x.device.type, enabled=False):
+                self._learn(self.embed(x), labels)
+
+    def _learn(self, x: Tensor, labels: Tensor) -> None:
+        """:meth:`update` on unit embeddings (N, D)."""
         if self.correct_only:
             correct = self._nearest_class(x) == labels
             x, labels = x[correct], labels[correct]
             if len(labels) == 0:
                 return
-        self._count_wins(x, labels)
+        groups = [ClassTiles(x, labels, self.num_classes), ClassTiles(*self.memory.stored(), self.num_classes)]
+        scores = [group.own_scores(self.subcentroids) for group in groups]
+        self._count_wins(scores[0], labels)
+        self.updates += 1
         if self.frozen:
             return
-        past, past_labels = self.memory.stored()
-        every, every_labels = torch.cat([x, past.to(x.dtype)]), torch.cat([labels, past_labels])
-        means, counts = self._assigned_means(every, every_labels)
-        keep = torch.full_like(counts, self.momentum)
+        keep = torch.full_like(self.wins, self.momentum, dtype=self.subcentroids.dtype)
         if self.start == "data":
             keep[~self.moved] = 0.0
-        self._move(self.subcentroids.lerp(means, 1 - keep.unsqueeze(-1)), counts)
+        self._move(*self._assigned_sums(groups, scores), keep)
         self.memory.push(x, labels)
 
     @torch.no_grad()
@@ -297,36 +299,53 @@ class SubCentroidHead(NormalizedHead):
         x, labels = self.labelled(x, labels)
         if len(labels) == 0:
             return
-        self._fit(self.embed(x), labels, rounds)
+        with torch.autocast(x.device.type, enabled=False):
+            self._fit(self.embed(x), labels, rounds)
 
     def _fit(self, x: Tensor, labels: Tensor, rounds: int) -> None:
         """:meth:`estimate` on unit embeddings (N, D) in any floating type."""
         order = torch.sort(labels, stable=True).indices
-        counts = torch.bincount(labels, minlength=self.num_classes)
-        first = counts.cumsum(0) - counts
+        available = torch.bincount(labels, minlength=self.num_classes)
+        first = available.cumsum(0) - available
         for k in range(self.num_subcentroids):
-            rank = k * counts // self.num_subcentroids  # sample k/K of the way through the class
-            chosen = counts > k
-            self.subcentroids[chosen, k] = x[order[(first + rank)[chosen]]].to(self.subcentroids.dtype)
+            chosen = available > k
+            rank = k * available // self.num_subcentroids  # sample k/K of the way through the class
+            start = F.normalize(x[order[(first + rank)[chosen]]].to(self.subcentroids.dtype), dim=-1)
+            has_direction = start.any(-1, keepdim=True)
+            self.subcentroids[chosen, k] = torch.where(has_direction, start, self.subcentroids[chosen, k])
+        tiles = ClassTiles(x, labels, self.num_classes)
+        beyond = torch.arange(self.num_subcentroids, device=x.device) >= available.unsqueeze(1)  # (C, K)
         for _ in range(rounds):
-            means, got = self._assigned_means(x, labels)
-            self._move(means, torch.where(torch.arange(self.num_subcentroids, device=x.device) < counts[:, None], got, 0))
+            sums, counts = self._assigned_sums([tiles], [tiles.own_scores(self.subcentroids)])
+            self._move(sums, counts.masked_fill(beyond, 0), torch.zeros_like(counts))
         self.memory.clear()
 
-    def _assigned_means(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit mean of the embeddings given to each sub-centroid, (C, K, D), and their number, (C, K)."""
-        tiles = ClassTiles(labels, self.num_classes)
-        rows = tiles.gather(x).to(self.subcentroids.dtype)
-        scores = tiles.own_scores(rows, self.subcentroids)
-        chosen = assign(scores, labels, self.num_classes, self.assignment, self.epsilon, self.iterations)
-        sums, counts = tiles.sums(rows, chosen, self.num_subcentroids)
-        return F.normalize(sums, dim=-1), counts
+    def _assigned_sums(self, groups: list[ClassTiles], scores: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Assign all groups together, by their own-class scores (N, K); sum (C, K, D) and number (C, K) of the
+        embeddings that each sub-centroid got."""
+        labels = torch.cat([group.labels for group in groups])
+        together = torch.cat(scores)
+        chosen = assign(together, labels, self.num_classes, self.assignment, self.epsilon, self.iterations)
+        sums = torch.zeros_like(self.subcentroids, dtype=together.dtype)
+        counts = sums.new_zeros(sums.shape[:2])
+        for group, part in zip(groups, chosen.split([len(group) for group in groups]), strict=True):
+            group.add_sums(part, sums, counts)
+        return sums, counts
 
-    def _move(self, target: Tensor, counts: Tensor) -> None:
-        """Put every sub-centroid that got samples at the (C, K, D) target, at unit length."""
-        got = counts > 0
-        self.subcentroids.copy_(torch.where(got.unsqueeze(-1), F.normalize(target, dim=-1), self.subcentroids))
-        self.moved |= got
+    def _move(self, sums: Tensor, counts: Tensor, keep: Tensor) -> None:
+        """p <- normalise(keep * p + (1 - keep) * normalise(sum)), for every sub-centroid that got samples.
+
+        Where the samples cancel out there is no direction to move in. A block of classes at a time, so that what
+        lies between stays in the cache. sums (C, K, D), counts and keep (C, K).
+        """
+        length = block_length(sums[0].numel(), sums.device)
+        parts = (each.split(length) for each in (self.subcentroids, self.moved, sums, counts, keep))
+        for p, moved, total, count, kept in zip(*parts, strict=True):
+            mean = F.normalize(total, dim=-1)  # (classes, K, D)
+            target = F.normalize(p.to(mean.dtype).lerp(mean, 1 - kept.unsqueeze(-1).to(mean.dtype)), dim=-1)
+            goes = (count > 0) & target.any(-1)
+            p.copy_(torch.where(goes.unsqueeze(-1), target, p))
+            moved |= goes
 
     def _nearest_class(self, x: Tensor) -> Tensor:
         """Class of the nearest sub-centroid for unit embeddings (N, D) -> (N,), a chunk of rows at a time."""
@@ -334,11 +353,10 @@ class SubCentroidHead(NormalizedHead):
         nearest = [F.linear(part, vectors).argmax(1) for part in x.split(CHUNK)]
         return torch.cat(nearest) // self.num_subcentroids
 
-    def _count_wins(self, x: Tensor, labels: Tensor) -> None:
-        tiles = ClassTiles(labels, self.num_classes)
-        nearest = tiles.own_scores(tiles.gather(x), self.subcentroids).argmax(1)
-        flat = torch.bincount(labels * self.num_subcentroids + nearest, minlength=self.wins.numel())
-        self.wins += flat.view_as(self.wins)
+    def _count_wins(self, scores: Tensor, labels: Tensor) -> None:
+        """Which of its class's sub-centroids lies nearest, by own-class scores (N, K)."""
+        nearest = labels * self.num_subcentroids + scores.argmax(1)
+        self.wins += torch.bincount(nearest, minlength=self.wins.numel()).view_as(self.wins)
 
     def usage(self) -> Tensor:
         """Share of a class's training samples whose nearest own sub-centroid this is: (C, K), counted since the

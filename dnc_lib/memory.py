@@ -37,11 +37,14 @@ class EmbeddingMemory(nn.Module):
         """
         if self.size == 0 or len(labels) == 0:
             return
-        skipped = max(0, len(labels) - self.size)
-        kept = torch.arange(skipped, len(labels), device=labels.device)
-        place = (self.written + kept) % self.size
-        self.embeddings[place] = x[skipped:].to(self.embeddings.dtype)
-        self.labels[place] = labels[skipped:].to(self.labels.dtype)
+        self.written += max(0, len(labels) - self.size)  # those of which nothing would remain
+        x, labels = x[-self.size :], labels[-self.size :]
+        start = int(self.written) % self.size
+        room = self.size - start  # up to the end of the ring; the rest goes to its beginning
+        for place, part in ((start, slice(None, room)), (0, slice(room, None))):
+            count = len(labels[part])
+            self.embeddings[place : place + count] = x[part]
+            self.labels[place : place + count] = labels[part]
         self.written += len(labels)
 
     def stored(self) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,25 @@
 """Models: a backbone and a head."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from .backbones import build_backbone, feature_width
 from .heads import Head, SubCentroidHead, build_head
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """Evaluation mode inside; afterwards every module is in the mode it was in. Gives the model's device."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield next(model.parameters()).device
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class ImageClassifier(nn.Module):
@@ -21,8 +36,14 @@ class ImageClassifier(nn.Module):
 
     @classmethod
     def build(
-        cls, name: str, num_classes: int, head: str = "dnc", *, pretrained: bool = False,
-        head_settings: dict | None = None, **settings,
+        cls,
+        name: str,
+        num_classes: int,
+        head: str = "dnc",
+        *,
+        pretrained: bool = False,
+        head_settings: dict | None = None,
+        **settings,
     ) -> "ImageClassifier":
         """A classifier by the names of its backbone and head.
 
@@ -42,8 +63,14 @@ class ImageClassifier(nn.Module):
 
     @classmethod
     def from_timm(
-        cls, name: str, num_classes: int, head: str = "dnc", *, pretrained: bool = False,
-        head_settings: dict | None = None, **settings,
+        cls,
+        name: str,
+        num_classes: int,
+        head: str = "dnc",
+        *,
+        pretrained: bool = False,
+        head_settings: dict | None = None,
+        **settings,
     ) -> "ImageClassifier":
         """Any timm model as a deep nearest-centroid classifier: its classifier goes, sub-centroids come.
 
@@ -64,8 +91,19 @@ class ImageClassifier(nn.Module):
         return cls.build(name, num_classes, head, pretrained=pretrained, head_settings=head_settings, **settings)
 
     def features(self, images: Tensor) -> Tensor:
-        """Raw features, before the head's normalisation: (B, 3, H, W) -> (B, D)."""
-        return self.backbone(images)
+        """Raw features, before the head's normalisation: (B, 3, H, W) -> (B, D).
+
+        Raises:
+            ValueError: if the backbone does not end in one vector an image.
+        """
+        features = self.backbone(images)
+        if not isinstance(features, Tensor) or features.dim() != 2:
+            shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(
+                f"the backbone must end in pooled features (B, {self.head.dim}), got {shape}: "
+                f"leave its global pooling on (no global_pool='' or features_only=True)"
+            )
+        return features
 
     def embed(self, images: Tensor) -> Tensor:
         """What the head compares: unit embeddings (B, D), or the raw features under a softmax head."""
@@ -79,7 +117,7 @@ class ImageClassifier(nn.Module):
         return (scores, features) if return_features else scores
 
     @torch.no_grad()
-    def refresh(self, loader) -> None:
+    def refresh(self, loader: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Estimate the sub-centroids anew from a data set, in evaluation mode, without a gradient.
 
         Args:
@@ -90,14 +128,9 @@ class ImageClassifier(nn.Module):
         """
         if not isinstance(self.head, SubCentroidHead):
             raise ValueError(f"refresh needs a SubCentroidHead; a {type(self.head).__name__} has nothing to estimate")
-        training = self.training
-        self.eval()
-        try:
-            device = next(self.parameters()).device
-            parts = [(self.features(images.to(device)).float(), labels) for images, labels in loader]
-        finally:
-            self.train(training)
+        with evaluating(self) as device:
+            parts = [(self.features(images.to(device)).float(), labels.to(device)) for images, labels in loader]
         if not parts:
             raise ValueError("the loader gave no batch: nothing to estimate sub-centroids from")
-        features = torch.cat([part for part, _ in parts])
-        self.head.estimate(features, torch.cat([labels for _, labels in parts]).to(features.device))
+        features, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+        self.head.estimate(features, labels)

@@ -13,7 +13,8 @@ from .models import ImageClassifier
 def available() -> list[str]:
     """Names for :func:`load_pretrained`."""
     folder = resources.files("dnc_lib") / "weights"
-    return sorted(path.name.removesuffix(".safetensors") for path in folder.iterdir() if path.name.endswith(".safetensors"))
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(name.removesuffix(".safetensors") for name in names if name.endswith(".safetensors"))
 
 
 def load_pretrained(name: str, device: str | torch.device = "cpu") -> ImageClassifier:
@@ -30,7 +31,7 @@ def load_pretrained(name: str, device: str | torch.device = "cpu") -> ImageClass
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"unknown pretrained model {name!r}.{hint} There are: {', '.join(names)}")
+        raise ValueError(f"unknown pretrained model {name!r}.{hint} There are: {', '.join(names) or 'none'}")
     with resources.as_file(resources.files("dnc_lib") / "weights" / f"{name}.safetensors") as path:
         model, card = read_model(Path(path), device)
     model.card = card

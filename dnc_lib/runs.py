@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -45,20 +44,32 @@ class Run:
         if not path.is_file():
             raise FileNotFoundError(f"{folder} is no run folder: it has no {MANIFEST}; `dnc train` writes one")
         try:
-            return cls(Path(folder), json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error})") from error
+            run = cls(Path(folder), json.loads(path.read_text(encoding="utf-8")))
+            run.recipe  # noqa: B018 (a manifest without a whole recipe is damaged too)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged or from another version ({error})") from error
+        return run
 
     @property
     def recipe(self) -> Recipe:
         """The recipe it was trained by."""
-        fields = dict(self.manifest["recipe"])
-        return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        fields = self.manifest["recipe"].items()
+        return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields})
 
     def metrics(self) -> list[dict]:
-        """One record an epoch."""
-        lines = (self.folder / METRICS).read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        """One record an epoch.
+
+        Raises:
+            FileNotFoundError: where there are none.
+            ValueError: where they are damaged.
+        """
+        path = self.folder / METRICS
+        if not path.is_file():
+            raise FileNotFoundError(f"no metrics at {path}")
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error})") from error
 
     def model(self, device: str | torch.device = "cpu") -> tuple[ImageClassifier, ModelCard]:
         """The trained model, in evaluation mode, and its card."""
@@ -73,8 +84,11 @@ class Run:
         """Write the manifest, under a temporary name first."""
         path = self.folder / MANIFEST
         part = path.with_name(f".{os.getpid()}.{path.name}")
-        part.write_text(json.dumps(self.manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        try:
+            part.write_text(json.dumps(self.manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def describe_code() -> dict:
@@ -88,7 +102,8 @@ def describe_code() -> dict:
                 return done.stdout.strip()
         return None
 
-    commit = git("rev-parse", "HEAD")
+    # Installed into an environment that lies inside some other checkout, git would tell that one's commit.
+    commit = git("rev-parse", "HEAD") if git("ls-files", "--", __file__) else None
     changes = git("status", "--porcelain", "--untracked-files=no", "--", str(here))
     return {"commit": commit, "dirty": bool(changes) if commit else None}
 
@@ -103,9 +118,13 @@ def describe_machine(device: torch.device) -> dict:
     return {"versions": versions, "device": device.type, "device_name": name, "threads": torch.get_num_threads()}
 
 
-def peak_memory(device: torch.device) -> int:
-    """Peak bytes: of the GPU where there is one, else resident memory of the process."""
+def peak_memory(device: torch.device) -> int | None:
+    """Peak bytes: of the GPU where there is one, else resident memory of the process; ``None`` on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource  # of Unix alone
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -37,15 +37,25 @@ def load(
         download: fetch the data set if it is not there (CIFAR only).
 
     Raises:
-        ValueError: for a name that is neither known nor a folder, with the nearest known one.
+        ValueError: for a name that is neither known nor a folder, with the nearest known one, or data that is
+            damaged.
         FileNotFoundError: where the data is not at hand, saying what to run.
     """
-    where = data_root(root)
+    train, test = _load(name, data_root(root), image_size, download)
+    sizes = [tuple(part.images.shape[1:3]) for part in (train, test)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{name}: training images are {sizes[0]} (height, width), test images {sizes[1]}; bring them to one size"
+        )
+    return train, test
+
+
+def _load(name: str, where: Path, image_size: int | None, download: bool) -> tuple[LabelledImages, LabelledImages]:
     if name == "digits":
         return load_digits()
     if name in ("cifar10", "cifar100"):
         return load_cifar(name, where, download=download)
-    if (where / name / "train").is_dir():
+    if name and (where / name / "train").is_dir():
         return load_folders(where / name, image_size=image_size)
     near = difflib.get_close_matches(name, NAMES, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""

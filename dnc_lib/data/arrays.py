@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LabelledImages:
     """Images of one size with their labels.
 
@@ -16,6 +16,9 @@ class LabelledImages:
         labels: (N,) long, in [0, C).
         classes: the C class names.
         name: of the data set and split.
+
+    Raises:
+        ValueError: for images of another type or shape, or labels that do not fit them or the classes.
     """
 
     images: Tensor
@@ -27,6 +30,9 @@ class LabelledImages:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.shape[3] != 3:
             shape = tuple(self.images.shape)
             raise ValueError(f"{self.name}: images must be uint8 (N, H, W, 3), got {self.images.dtype} {shape}")
+        if self.labels.dtype != torch.long or self.labels.dim() != 1:
+            shape = tuple(self.labels.shape)
+            raise ValueError(f"{self.name}: labels must be int64 (N,), got {self.labels.dtype} {shape}")
         if len(self.labels) != len(self.images):
             raise ValueError(f"{self.name}: {len(self.images)} images but {len(self.labels)} labels")
         if len(self.images) == 0:

@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100, in any common form."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from .arrays import LabelledImages
 from .folders import load_folders
 
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _TORCHVISION = {"cifar10": ("CIFAR10", "cifar-10-batches-py"), "cifar100": ("CIFAR100", "cifar-100-python")}
 
 
@@ -24,7 +26,7 @@ def load_cifar(name: str, root: Path, *, download: bool = False) -> tuple[Labell
         download: let torchvision fetch it if nothing is found.
 
     Raises:
-        FileNotFoundError: where there is none, saying what to run.
+        FileNotFoundError: where there is none, saying what to run, or it cannot be fetched.
         ValueError: for a file that is damaged.
     """
     class_name, batches = _TORCHVISION[name]
@@ -47,18 +49,23 @@ def load_cifar(name: str, root: Path, *, download: bool = False) -> tuple[Labell
 def _load_npz(name: str, path: Path) -> tuple[LabelledImages, LabelledImages]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ("x_train", "y_train", "x_test", "y_test")}
-            classes = file["classes"] if "classes" in file.files else np.arange(arrays["y_train"].max() + 1)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            arrays = {key: file[key] for key in (*_ARRAYS, "classes") if key in file.files}
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged or no .npz file ({error}); delete it and fetch it again") from error
-    except KeyError as error:
-        raise ValueError(f"{path} lacks the array {error}; it needs x_train, y_train, x_test and y_test") from error
-    names = tuple(str(each) for each in classes)
+    missing = [key for key in _ARRAYS if key not in arrays]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; it needs {', '.join(_ARRAYS)}")
+    for split in ("train", "test"):
+        pixels, labels = arrays[f"x_{split}"].dtype, arrays[f"y_{split}"].dtype
+        if pixels != np.uint8 or labels.kind not in "iu":
+            raise ValueError(f"{path}: x_{split} must be uint8 and y_{split} integers, got {pixels} and {labels}")
+    count = 1 + max(int(arrays[key].max(initial=0)) for key in ("y_train", "y_test"))
+    classes = tuple(str(each) for each in arrays.get("classes", range(count)))
     return tuple(
         LabelledImages(
             torch.from_numpy(arrays[f"x_{split}"]),
             torch.from_numpy(arrays[f"y_{split}"].astype(np.int64).reshape(-1)),
-            names,
+            classes,
             f"{name}, {'training' if split == 'train' else 'test'}",
         )
         for split in ("train", "test")
@@ -71,6 +78,8 @@ def _load_torchvision(name: str, folder: Path, class_name: str, download: bool =
     cls = getattr(torchvision.datasets, class_name)
     try:
         parts = [cls(folder, train=train, download=download) for train in (True, False)]
+    except OSError as error:
+        raise FileNotFoundError(f"{name} could not be fetched ({error}); see that there is a network") from error
     except RuntimeError as error:  # torchvision checks the digests of the batches before it unpickles them
         raise ValueError(
             f"{name} at {folder} is not what its publishers' digests say ({error}); delete it and fetch it again"

@@ -28,6 +28,12 @@ class DeviceLoader:
         seed: of order and augmentation.
         rank: this process, of
         world_size: processes, each of which gets its own share of the images.
+
+    Attributes:
+        epoch: how many shuffled passes were finished; set it to repeat one.
+
+    Raises:
+        ValueError: for settings out of range.
     """
 
     def __init__(
@@ -47,6 +53,10 @@ class DeviceLoader:
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        if pad < 0:
+            raise ValueError(f"pad must be 0 or more, got {pad}")
+        if len(data) < world_size:
+            raise ValueError(f"{data.name}: {len(data)} images cannot be shared out over {world_size} processes")
         self.batch_size, self.shuffle, self.pad, self.flip, self.seed = batch_size, shuffle, pad, flip, seed
         self.rank, self.world_size, self.epoch = rank, world_size, 0
         self.size = tuple(data.images.shape[1:3])  # (H, W)

@@ -1,0 +1,300 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import random_images, trained, write_class_folders
+from safetensors.torch import load_file, save_file
+
+import dnc_lib
+from dnc_lib import recipes, training
+from dnc_lib.__main__ import main
+from dnc_lib.recipes import Recipe
+from dnc_lib.runs import MANIFEST, MODEL, Run
+
+
+def dnc(*words, **settings):
+    """The command as a process of its own."""
+    command = [sys.executable, "-m", "dnc_lib", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **settings)
+
+
+def refused(capsys, *words):
+    """The one line that a refused command prints."""
+    assert main([str(word) for word in words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("dnc: ")
+    assert "Traceback" not in err
+    return lines[0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of a finished run."""
+    return Path(shutil.copytree(trained().folder, tmp_path / "run"))
+
+
+@pytest.fixture
+def recipe_of(monkeypatch, tmp_path):
+    """The recipe that the words of `dnc train` amount to; nothing is trained."""
+
+    def parse(*words):
+        made = []
+
+        def pretend(recipe, *_, **__):
+            made.append(recipe)
+            return Run(tmp_path, {"final": {"accuracy": 0.0}, "seconds": 0.0})
+
+        monkeypatch.setattr(training, "train", pretend)
+        assert main(["train", *words]) == 0
+        return made[0]
+
+    return parse
+
+
+# --- as processes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_from_a_strangers_pictures_to_their_accuracy(tmp_path):
+    write_class_folders(tmp_path / "mypictures")
+    words = ["train", "digits_resnet8", "--dataset", "mypictures", "--data-root", tmp_path, "--image-size", "32",
+             "--output", tmp_path / "runs", "--epochs", "3", "--batch-size", "12", "--momentum", "0.5"]  # fmt: skip
+    done = dnc(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    told = re.fullmatch(r"(.*): accuracy (\d+\.\d\d) % in \d+ s\n", done.stdout)
+    assert told[1] == str(folder)
+    assert "images/s" in done.stderr
+    assert "Warning" not in done.stderr
+    again = dnc("evaluate", folder, "--data-root", tmp_path, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith(f"accuracy {told[2]} %")
+    assert again.stderr == ""
+
+
+@pytest.mark.slow
+def test_a_refusal_as_a_process_has_a_status_and_no_traceback(tmp_path):
+    done = dnc("train", "cifar10_resnet20", "--data-root", tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert f"dnc: cifar10 not found under {tmp_path}" in done.stderr
+    assert 'python -c "from torchvision.datasets import CIFAR10' in done.stderr
+
+
+@pytest.mark.slow
+def test_a_reader_who_has_seen_enough():
+    done = subprocess.run(
+        f"{sys.executable} -m dnc_lib recipes | head -n 0", shell=True, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+
+
+# --- recipes, help --------------------------------------------------------------------------------------------------
+
+
+def test_recipes_lists_every_recipe(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["recipe", "data", "set", "backbone", "epochs", "what", "to", "expect"]
+    assert [line.split()[0] for line in lines[1:]] == list(recipes.NAMES)
+    assert all("Expect" in line for line in lines[1:])
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["recipes"]])
+def test_help(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    assert "usage: dnc" in capsys.readouterr().out
+
+
+def test_the_help_of_train_explains_every_field(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    for name in set(recipes.digits_resnet8().to_dict()) - {"name"}:
+        assert f"--{name.replace('_', '-')}" in text
+    assert "only correctly classified samples" in text
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"dnc {dnc_lib.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["fly"],
+        ["train"],
+        ["evaluate"],
+        ["train", "digits_resnet8", "--epochs", "three"],
+        ["train", "digits_resnet8", "--epochs", "2.5"],
+        ["train", "digits_resnet8", "--learning-rate", "fast"],
+        ["train", "digits_resnet8", "--milestones", "3,5"],
+        ["train", "digits_resnet8", "--flip", "yes"],
+        ["train", "digits_resnet8", "--wheels", "4"],
+        ["train", "digits_resnet8", "--name", "mine"],
+    ],
+)
+def test_words_that_cannot_be_parsed(capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+# --- train ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_field_can_be_changed(recipe_of):
+    numbers = ["--epochs", "7", "--learning-rate", "0.3", "--milestones", "3", "5"]
+    recipe = recipe_of("digits_resnet8", *numbers, "--head", "softmax", "--correct-only", "--no-nesterov", "--flip")
+    assert recipe == recipes.digits_resnet8(
+        epochs=7, learning_rate=0.3, head="softmax", correct_only=True, nesterov=False, flip=True, milestones=(3, 5)
+    )
+    assert recipe_of("digits_resnet8") == recipes.digits_resnet8()
+    assert recipe_of("digits_resnet8", "--milestones").milestones == ()
+    assert recipe_of("--momentum", "0", "digits_resnet8").momentum == 0
+
+
+@pytest.mark.parametrize("field", [name for name in recipes.digits_resnet8().to_dict() if name != "name"])
+def test_no_field_is_forgotten(recipe_of, field):
+    other = {
+        "dataset": "other", "backbone": "other", "head": "cosine", "schedule": "cosine", "assignment": "nearest",
+        "start": "data", "precision": "bf16", "milestones": (7, 8),
+    }  # fmt: skip
+    base = ["--validation", "9"] if field == "refresh" else []
+    before = getattr(recipes.digits_resnet8(), field)
+    value = other.get(field, not before if isinstance(before, bool) else type(before)(before / 2 or 0.5) or 3)
+    option = f"--{field.replace('_', '-')}"
+    if isinstance(value, bool):
+        words = [option if value else option.replace("--", "--no-")]
+    else:
+        words = [option, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    recipe = recipe_of("digits_resnet8", *base, *words)
+    assert getattr(recipe, field) == value
+    assert type(getattr(recipe, field)) is type(before)
+    assert isinstance(recipe, Recipe)
+
+
+def test_refusals_of_train(capsys, tmp_path):
+    out = ["--output", tmp_path / "runs"]
+    assert "unknown recipe 'digits_resnet9'. Did you mean digits_resnet8?" in refused(
+        capsys, "train", "digits_resnet9"
+    )
+    line = refused(capsys, "train", "digits_resnet8", "--dataset", "digit", *out)
+    assert "unknown data set 'digit'. Did you mean digits?" in line
+    line = refused(capsys, "train", "digits_resnet8", "--backbone", "resnet_18", *out)
+    assert "unknown backbone 'resnet_18'; did you mean" in line
+    assert "momentum must be 0 or more and below 1, got 1.5" in refused(
+        capsys, "train", "digits_resnet8", "--momentum", "1.5", *out
+    )
+    assert "learning_rate must be above 0, got nan" in refused(
+        capsys, "train", "digits_resnet8", "--learning-rate", "nan", *out
+    )
+    assert "head must be one of" in refused(capsys, "train", "digits_resnet8", "--head", "svm", *out)
+
+
+def test_an_output_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "file" in refused(capsys, "train", "digits_resnet8", "--output", tmp_path / "file")
+
+
+def test_a_run_is_not_overwritten(capsys):
+    line = refused(
+        capsys, "train", "digits_resnet8", "--epochs", 4, "--momentum", 0.9, "--output", trained().folder.parent
+    )
+    assert "holds a run already; choose another --output or remove it" in line
+
+
+def test_a_diverging_training_is_one_line(capsys, tmp_path):
+    words = ["--learning-rate", "1e12", "--schedule", "constant", "--weight-decay", "0.5", "--momentum", "0.5"]
+    line = refused(capsys, "train", "digits_resnet8", "--quiet", "--output", tmp_path, *words)
+    assert "the loss is" in line
+    assert "lower learning_rate (1000000000000.0)" in line
+
+
+def test_control_c(capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    assert main(["train", "digits_resnet8"]) == 130
+    assert capsys.readouterr().err == "dnc: stopped\n"
+
+
+def test_warnings_are_one_line_without_code(capsys, monkeypatch):
+    import warnings
+
+    def warns(*_, **__):
+        warnings.warn("mostly random", stacklevel=2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", warns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        main(["train", "digits_resnet8"])
+    assert capsys.readouterr().err == "dnc: warning: mostly random\ndnc: stopped\n"
+
+
+# --- evaluate -------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_prints_what_the_manifest_says(capsys):
+    assert main(["evaluate", str(trained().folder)]) == 0
+    out, _ = capsys.readouterr()
+    final = trained().manifest["final"]
+    expected = (
+        f"accuracy {final['accuracy']:.2f} %  top-5 {final['top5']:.2f} %  loss {final['loss']:.4f}  on 599 images"
+    )
+    assert out == expected + "\n"
+
+
+def test_refusals_of_evaluate(capsys, folder, tmp_path):
+    assert "is no run folder: it has no manifest.json" in refused(capsys, "evaluate", tmp_path / "nowhere")
+    content = (folder / MODEL).read_bytes()
+    (folder / MODEL).write_bytes(content[: len(content) // 2])
+    assert "model.safetensors is truncated or no safetensors file" in refused(capsys, "evaluate", folder)
+    (folder / MODEL).unlink()
+    assert "no model at" in refused(capsys, "evaluate", folder)
+    (folder / MANIFEST).write_text("{")
+    assert "manifest.json is damaged" in refused(capsys, "evaluate", folder)
+
+
+def test_a_checkpoint_of_another_shape(capsys, folder):
+    from safetensors import safe_open
+
+    with safe_open(folder / MODEL, framework="pt") as file:
+        metadata = file.metadata()
+    state = load_file(folder / MODEL)
+    state["head.subcentroids"] = state["head.subcentroids"][:, :2].contiguous()
+    save_file(state, folder / MODEL, metadata=metadata)
+    line = refused(capsys, "evaluate", folder)
+    assert "head.subcentroids has shape (10, 2, 32), the model wants (10, 4, 32)" in line
+
+
+def test_a_data_set_with_other_classes(capsys, folder, tmp_path):
+    data = random_images(40)
+    arrays = {"x": data.images.numpy(), "y": data.labels.numpy()}
+    np.savez(
+        tmp_path / "cifar10.npz", classes=list("abcd"),
+        **{f"{key}_{part}": value for key, value in arrays.items() for part in ("train", "test")},
+    )  # fmt: skip
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["recipe"]["dataset"] = "cifar10"
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    line = refused(capsys, "evaluate", folder, "--data-root", tmp_path)
+    assert "the data set at hand has other classes than" in line
+    assert "was trained on" in line

@@ -1,0 +1,114 @@
+import dataclasses
+import inspect
+import json
+
+import pytest
+
+from dnc_lib import recipes
+from dnc_lib.recipes import Recipe
+from dnc_lib.recipes.base import field_help
+
+
+@pytest.mark.parametrize("name", recipes.NAMES)
+def test_every_recipe_is_a_function_of_its_own_name(name):
+    function = getattr(recipes, name)
+    recipe = function()
+    assert recipe.name == name
+    assert recipe == recipes.get(name)
+    assert function(seed=3, head="softmax") == dataclasses.replace(recipe, seed=3, head="softmax")
+    described = recipes.describe(name)
+    for word in ("Expect", "Time", "Data"):
+        assert word in described
+    assert recipe.backbone.endswith(name.split("_", 1)[1])
+
+
+def test_a_recipe_survives_json():
+    recipe = recipes.cifar100_resnet50(learning_rate=1)
+    fields = json.loads(json.dumps(recipe.to_dict()))
+    assert Recipe(**{**fields, "milestones": tuple(fields["milestones"])}) == recipe
+
+
+def test_recipes_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipes.digits_resnet8().seed = 1
+
+
+def test_the_schedules_of_the_design():
+    ten, hundred = recipes.cifar10_resnet50(), recipes.cifar100_resnet50()
+    for recipe in (ten, hundred):
+        assert (recipe.epochs, recipe.batch_size, recipe.learning_rate, recipe.sgd_momentum) == (200, 128, 0.1, 0.9)
+        assert (recipe.num_subcentroids, recipe.momentum, recipe.pad, recipe.flip) == (4, 0.999, 4, True)
+    assert (ten.weight_decay, ten.milestones, ten.decay) == (1e-4, (100, 150), 0.1)
+    assert (hundred.weight_decay, hundred.milestones, hundred.decay) == (5e-4, (60, 120, 160), 0.2)
+
+
+def test_unknown_recipes_and_fields_meet_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown recipe 'cifar10_resnet21'. Did you mean cifar10_resnet\d+\?"):
+        recipes.get("cifar10_resnet21")
+    with pytest.raises(ValueError, match="unknown recipe 'get'"):  # a name of the module that is no recipe
+        recipes.get("get")
+    with pytest.raises(ValueError, match=r"a recipe has no field epoch. Did you mean epochs?"):
+        recipes.digits_resnet8(epoch=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head": "svm"}, "head must be one of softmax, cosine, frozen, dnc, got 'svm'"),
+        ({"schedule": "linear"}, "schedule must be one of step, one_cycle, cosine, constant"),
+        ({"precision": "fp8"}, "precision must be one of no, bf16, fp16"),
+        ({"assignment": "best"}, "assignment must be one of sinkhorn, nearest, random"),
+        ({"start": "zero"}, "start must be one of random, data"),
+        ({"epochs": 0}, "epochs must be 1 or more, got 0"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"num_subcentroids": 0}, "num_subcentroids must be 1 or more"),
+        ({"image_size": 0}, "image_size must be 1 or more"),
+        ({"seed": -1}, "seed must be 0 or more"),
+        ({"pad": -1}, "pad must be 0 or more"),
+        ({"validation": -5}, "validation must be 0 or more"),
+        ({"train_limit": -5}, "train_limit must be 0 or more"),
+        ({"weight_decay": -1e-4}, "weight_decay must be 0 or more"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0, got nan"),
+        ({"temperature": 0}, "temperature must be above 0"),
+        ({"momentum": 1.0}, "momentum must be 0 or more and below 1, got 1.0"),
+        ({"sgd_momentum": -0.1}, "sgd_momentum must be 0 or more and below 1"),
+        ({"label_smoothing": 1}, "label_smoothing must be 0 or more and below 1"),
+        ({"refresh": True}, "refresh needs held-out images to judge it by: set validation"),
+        ({"epochs": "3"}, "epochs must be int, got '3'"),
+        ({"epochs": 2.0}, "epochs must be int, got 2.0"),
+        ({"epochs": True}, "epochs must be int, got True"),
+        ({"flip": 1}, "flip must be bool, got 1"),
+        ({"learning_rate": "fast"}, "learning_rate must be float, got 'fast'"),
+        ({"dataset": None}, "dataset must be str, got None"),
+        ({"milestones": [3, 5]}, r"milestones must be a tuple of int, got \[3, 5\]"),
+        ({"milestones": (3, 5.5)}, "milestones must be a tuple of int"),
+    ],
+)
+def test_values_that_no_training_could_use(changes, message):
+    with pytest.raises(ValueError, match=message):
+        recipes.digits_resnet8(**changes)
+
+
+def test_whole_numbers_will_do_for_a_float():
+    assert recipes.digits_resnet8(learning_rate=1).learning_rate == 1
+
+
+def test_the_share_of_the_start_that_is_kept():
+    recipe = recipes.cifar10_resnet20()
+    assert recipe.start_kept(0) == 1
+    assert recipe.start_kept(1000) == pytest.approx(0.999**1000)
+    assert recipe.replace(start="data").start_kept(0) == 0
+
+
+def test_every_field_is_explained():
+    assert set(field_help()) >= {field.name for field in dataclasses.fields(Recipe)}
+    assert not any(mark in text for text in field_help().values() for mark in ("`", ":func:"))
+    assert "Attributes:" in inspect.getdoc(Recipe)
+
+
+def test_head_settings_build_every_head():
+    from dnc_lib.heads import HEADS, build_head
+
+    for head in HEADS:
+        build_head(head, 8, 3, **recipes.digits_resnet8().head_settings())
