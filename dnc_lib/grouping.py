@@ -13,7 +13,7 @@ from torch import Tensor
 CPU_BLOCK, DEVICE_BLOCK = 1 << 18, 1 << 26
 
 #: Rows of the highest tile: a class of any size comes in pieces that fit a block.
-HIGHEST = 256
+HIGHEST = 64
 
 
 def block_length(numbers_each: int, device: torch.device) -> int:

@@ -67,7 +67,9 @@ class Head(nn.Module):
             x, labels = x[kept], labels[kept]
         check_labels(labels, self.num_classes)
         if not all_finite(x):
-            raise ValueError("features contain NaN or infinity; has the training diverged, or mixed precision overflowed?")
+            raise ValueError(
+                "features contain NaN or infinity; has the training diverged, or mixed precision overflowed?"
+            )
         return x, labels.long()
 
     def update(self, x: Tensor, labels: Tensor) -> None:
@@ -180,7 +182,7 @@ class SubCentroidHead(NormalizedHead):
         start: ``"random"`` directions, or ``"data"``: each sub-centroid takes the mean of the first samples
             assigned to it whole, and moves by momentum from then on.
         ignore_index: label left out of updates.
-        seed: of the random start, so that ranks and runs agree.
+        seed: of the random start and of random assignment, so that ranks and runs agree.
 
     Attributes:
         subcentroids: buffer (C, K, D), unit length.
@@ -221,7 +223,7 @@ class SubCentroidHead(NormalizedHead):
             raise ValueError(f"epsilon must be positive and iterations 1 or more, got {epsilon} and {iterations}")
         self.num_subcentroids, self.momentum = num_subcentroids, momentum
         self.assignment, self.epsilon, self.iterations = assignment, epsilon, iterations
-        self.correct_only, self.frozen, self.start = correct_only, frozen, start
+        self.correct_only, self.frozen, self.start, self.seed = correct_only, frozen, start, seed
         self.memory = EmbeddingMemory(0 if frozen else memory_size, dim)
         generator = torch.Generator().manual_seed(seed)
         origin = random_unit_vectors(num_classes, num_subcentroids, dim, generator=generator)
@@ -259,7 +261,15 @@ class SubCentroidHead(NormalizedHead):
         x, labels = self.labelled(x, labels)
         if len(labels) > 0:
             with torch.autocast(x.device.type, enabled=False):
-                self._learn(self.embed(x), labels)
+                self._learn(self._embed_rows(x), labels)
+
+    def _embed_rows(self, x: Tensor) -> Tensor:
+        """:meth:`embed` of (N, D), a block of rows at a time, so that what lies between stays in the cache."""
+        unit = x.new_empty(x.shape, dtype=self.norm.weight.dtype)
+        length = block_length(self.dim, x.device)
+        for raw, embedded in zip(x.split(length), unit.split(length), strict=True):
+            embedded.copy_(self.embed(raw))
+        return unit
 
     def _learn(self, x: Tensor, labels: Tensor) -> None:
         """:meth:`update` on unit embeddings (N, D)."""
@@ -300,7 +310,7 @@ class SubCentroidHead(NormalizedHead):
         if len(labels) == 0:
             return
         with torch.autocast(x.device.type, enabled=False):
-            self._fit(self.embed(x), labels, rounds)
+            self._fit(self._embed_rows(x), labels, rounds)
 
     def _fit(self, x: Tensor, labels: Tensor, rounds: int) -> None:
         """:meth:`estimate` on unit embeddings (N, D) in any floating type."""
@@ -325,7 +335,10 @@ class SubCentroidHead(NormalizedHead):
         embeddings that each sub-centroid got."""
         labels = torch.cat([group.labels for group in groups])
         together = torch.cat(scores)
-        chosen = assign(together, labels, self.num_classes, self.assignment, self.epsilon, self.iterations)
+        generator = None
+        if self.assignment == "random":  # by seed and update: all ranks draw the same, and so does a resumed run
+            generator = torch.Generator(labels.device).manual_seed(self.seed * 1_000_003 + int(self.updates))
+        chosen = assign(together, labels, self.num_classes, self.assignment, self.epsilon, self.iterations, generator)
         sums = torch.zeros_like(self.subcentroids, dtype=together.dtype)
         counts = sums.new_zeros(sums.shape[:2])
         for group, part in zip(groups, chosen.split([len(group) for group in groups]), strict=True):
@@ -341,11 +354,13 @@ class SubCentroidHead(NormalizedHead):
         length = block_length(sums[0].numel(), sums.device)
         parts = (each.split(length) for each in (self.subcentroids, self.moved, sums, counts, keep))
         for p, moved, total, count, kept in zip(*parts, strict=True):
-            mean = F.normalize(total, dim=-1)  # (classes, K, D)
-            target = F.normalize(p.to(mean.dtype).lerp(mean, 1 - kept.unsqueeze(-1).to(mean.dtype)), dim=-1)
-            goes = (count > 0) & target.any(-1)
-            p.copy_(torch.where(goes.unsqueeze(-1), target, p))
-            moved |= goes
+            target = p.to(total.dtype).lerp(F.normalize(total, dim=-1), 1 - kept.unsqueeze(-1).to(total.dtype))
+            norm = torch.linalg.vector_norm(target, dim=-1)  # (classes, K)
+            stays = (count == 0) | (norm == 0)
+            target /= norm.unsqueeze(-1)
+            target[stays] = p[stays].to(target.dtype)
+            p.copy_(target)
+            moved |= ~stays
 
     def _nearest_class(self, x: Tensor) -> Tensor:
         """Class of the nearest sub-centroid for unit embeddings (N, D) -> (N,), a chunk of rows at a time."""

@@ -8,7 +8,8 @@ class EmbeddingMemory(nn.Module):
     """The last ``size`` embeddings seen, in half precision, with their labels.
 
     A ring: once full, the oldest entry makes room for the newest. Everything is in the buffers, the write position
-    too, so a memory read back from a ``state_dict`` goes on where it stopped. 256,000 embeddings of 2048 take 1.05 GB.
+    too, so a memory read back from a ``state_dict`` goes on where it stopped. 256,000 embeddings of 2048 take
+    1.05 GB.
 
     Args:
         size: number of samples kept; 0 keeps none.

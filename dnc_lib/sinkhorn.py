@@ -51,9 +51,7 @@ def class_logsumexp(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 @torch.no_grad()
-def sinkhorn(
-    scores: Tensor, labels: Tensor, num_classes: int, epsilon: float = 0.05, iterations: int = 3
-) -> Tensor:
+def sinkhorn(scores: Tensor, labels: Tensor, num_classes: int, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
     """Entropy-regularised, balanced assignment of samples to the sub-centroids of their class.
 
     Within each class this approaches the plan Q that maximises ``sum(Q * scores) + epsilon * entropy(Q)``, where

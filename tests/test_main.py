@@ -177,7 +177,9 @@ def test_no_field_is_forgotten(recipe_of, field):
     }  # fmt: skip
     base = ["--validation", "9"] if field == "refresh" else []
     before = getattr(recipes.digits_resnet8(), field)
-    value = other.get(field, not before if isinstance(before, bool) else type(before)(before / 2 or 0.5) or 3)
+    if field not in other:
+        other[field] = (not before) if isinstance(before, bool) else type(before)(before / 2 or 0.5) or 3
+    value = other[field]
     option = f"--{field.replace('_', '-')}"
     if isinstance(value, bool):
         words = [option if value else option.replace("--", "--no-")]
@@ -213,9 +215,7 @@ def test_an_output_that_cannot_be_written(capsys, tmp_path):
 
 
 def test_a_run_is_not_overwritten(capsys):
-    line = refused(
-        capsys, "train", "digits_resnet8", "--epochs", 4, "--momentum", 0.9, "--output", trained().folder.parent
-    )
+    line = refused(capsys, "train", "digits_resnet8", "--output", trained().folder.parent)
     assert "holds a run already; choose another --output or remove it" in line
 
 

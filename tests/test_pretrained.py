@@ -8,7 +8,7 @@ import torch
 import dnc_lib
 from dnc_lib import load_pretrained, pretrained
 from dnc_lib.checkpoints import read_model
-from dnc_lib.data import DeviceLoader, load
+from dnc_lib.data import DeviceLoader
 from dnc_lib.evaluation import evaluate
 from dnc_lib.pretrained import available
 
@@ -19,17 +19,10 @@ MANIFEST = Path(dnc_lib.__file__).parents[1] / "book" / "results" / f"{NAME}_see
 shipped = pytest.mark.skipif(NAME not in available(), reason=f"{NAME} is not among the weights of this checkout")
 
 
-def final_accuracy():
+def the_manifest():
     if not MANIFEST.is_file():
         pytest.skip(f"no {MANIFEST.name}: the results are in the repository, not in the installed package")
     return json.loads(MANIFEST.read_text(encoding="utf-8"))
-
-
-def cifar10():
-    try:
-        return load("cifar10")
-    except FileNotFoundError:
-        pytest.skip("CIFAR-10 is not at hand: say where it is with DNC_DATA")
 
 
 @shipped
@@ -64,7 +57,7 @@ def test_the_shipped_model_is_small_and_without_a_memory():
 
 @shipped
 def test_the_shipped_model_is_that_of_the_manifest():
-    manifest = final_accuracy()
+    manifest = the_manifest()
     card = load_pretrained(NAME).card
     assert manifest["recipe"]["backbone"] == card.backbone
     assert manifest["recipe"]["head"] == card.head
@@ -74,8 +67,8 @@ def test_the_shipped_model_is_that_of_the_manifest():
 
 @shipped
 @pytest.mark.slow
-def test_the_accuracy_on_the_real_test_images_is_that_of_the_manifest():
-    manifest, (_, test) = final_accuracy(), cifar10()
+def test_the_accuracy_on_the_real_test_images_is_that_of_the_manifest(cifar10):
+    manifest, (_, test) = the_manifest(), cifar10
     if manifest["data"]["test"]["digest"] != test.digest():
         pytest.skip("the CIFAR-10 at hand is not the one of the manifest (other digest)")
     model = load_pretrained(NAME)

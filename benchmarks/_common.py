@@ -1,0 +1,80 @@
+"""What the benchmarks share: the bounds, all in one place, a stopwatch that is fair on a busy machine, a table."""
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+#: Assignment and update: speed against the plain loop over classes, at least this; (C, N, D) -> ratio on a CPU.
+ASSIGNMENT_SHAPES = {
+    (10, 12_800, 512): 0.9,
+    (100, 12_800, 2048): 0.9,
+    (1000, 12_800, 2048): 2.0,
+    (1000, 25_600, 768): 2.0,
+}
+#: The same on a GPU, where a loop over classes waits for launches: by number of classes.
+ASSIGNMENT_GPU = {10: 0.9, 100: 0.9, 1000: 30.0}
+#: The whole of ``update``, from raw features: it may never cost more than the loop does.
+ASSIGNMENT_RAW = 0.9
+#: A DNC training step may take so many times the softmax step of the same network.
+STEP_AT_MOST = 1.05
+#: 256,000 embeddings of 2048: bytes, in the buffers and as growth of the process.
+MEMORY_AT_MOST = 1.1e9
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Options of every benchmark."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return made
+
+
+def interleaved(functions: Sequence[Callable[[], object]], rounds: int, device: str) -> list[list[float]]:
+    """Seconds that each function takes, in turn, ``rounds`` times, after two unmeasured turns.
+
+    In turn, because whatever else runs on the machine then disturbs all of them alike.
+    """
+    times = [[] for _ in functions]
+    for turn in range(-2, rounds):
+        for function, taken in zip(functions, times, strict=True):
+            _wait(device)
+            started = time.perf_counter()
+            function()
+            _wait(device)
+            if turn >= 0:
+                taken.append(time.perf_counter() - started)
+    return times
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def heading(title: str, device: str) -> None:
+    """Title, machine, versions."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine()
+    print(f"{title}\n{device} ({name}), {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of text under their columns, aligned to the right."""
+    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
+    for row in (columns, ["-" * width for width in widths], *rows):
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def mark(passed: bool) -> str:
+    """A bound's outcome in words."""
+    return "PASS" if passed else "BELOW BOUND"
+
+
+def finish(passed: Sequence[bool]) -> None:
+    """Say whether every bound held, and leave with 0 or 1."""
+    missed = len(passed) - sum(passed)
+    print(f"\nBELOW BOUND: {missed} of {len(passed)}" if missed else "\nPASS: every bound held")
+    sys.exit(1 if missed else 0)
