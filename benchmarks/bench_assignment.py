@@ -6,7 +6,17 @@ the hard assignment, the means, the momentum. The loop sorts the samples by clas
 
 import torch
 import torch.nn.functional as F
-from _common import ASSIGNMENT_GPU, ASSIGNMENT_RAW, ASSIGNMENT_SHAPES, finish, heading, interleaved, mark, parser, table
+from _common import (
+    ASSIGNMENT_GPU,
+    ASSIGNMENT_RAW,
+    ASSIGNMENT_SHAPES,
+    finish,
+    heading,
+    interleaved,
+    mark,
+    parser,
+    table,
+)
 
 from dnc_lib import SubCentroidHead
 

@@ -4,13 +4,17 @@ from numbers import Integral
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.cluster import KMeans
-from sklearn.metrics import pairwise_distances
-from sklearn.preprocessing import normalize
-from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import pairwise_distances
+    from sklearn.preprocessing import normalize
+    from sklearn.utils import check_random_state
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:  # training needs no scikit-learn, so the package does not ask for it
+    raise ImportError("dnc_lib.classic needs scikit-learn 1.6 or newer: pip install 'dnc-lib[book]'") from error
 
 from .sinkhorn import sinkhorn
 

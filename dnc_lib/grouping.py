@@ -32,7 +32,7 @@ class ClassTiles:
     Args:
         x: (N, D) in any floating type; half precision is converted a block at a time.
         labels: (N,) integers in [0, C).
-        num_classes: C.
+        num_classes: C, how many classes there are.
     """
 
     def __init__(self, x: Tensor, labels: Tensor, num_classes: int):

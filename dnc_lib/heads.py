@@ -30,7 +30,7 @@ class Head(nn.Module):
 
     Args:
         dim: D, width of the raw features.
-        num_classes: C.
+        num_classes: C, how many classes there are.
         ignore_index: label left out of updates (255 and -100 are usual).
     """
 
@@ -90,8 +90,8 @@ class SoftmaxHead(Head):
     """A learned matrix: the usual last layer, the twin that DNC is compared with.
 
     Args:
-        dim: D.
-        num_classes: C.
+        dim: D, width of the features.
+        num_classes: C, how many classes there are.
         ignore_index: label left out.
     """
 
@@ -109,8 +109,8 @@ class NormalizedHead(Head):
     """A head that compares directions: LayerNorm, unit length, and scores divided by a constant temperature.
 
     Args:
-        dim: D.
-        num_classes: C.
+        dim: D, width of the features.
+        num_classes: C, how many classes there are.
         temperature: the scores are similarities in [-1, 1] divided by this; a constant, not learned.
         ignore_index: label left out.
     """
@@ -138,8 +138,8 @@ class CosineHead(NormalizedHead):
     vectors are parameters moved by the gradient.
 
     Args:
-        dim: D.
-        num_classes: C.
+        dim: D, width of the features.
+        num_classes: C, how many classes there are.
         temperature: see :class:`NormalizedHead`.
         ignore_index: label left out.
     """
@@ -169,8 +169,8 @@ class SubCentroidHead(NormalizedHead):
 
     Args:
         dim: D, width of the raw features.
-        num_classes: C.
-        num_subcentroids: K.
+        num_classes: C, how many classes there are.
+        num_subcentroids: K, sub-centroids of a class.
         momentum: share of the old sub-centroid kept at an update.
         temperature: similarities are divided by it.
         memory_size: past samples that take part in the update, besides the batch; 0 for none.
@@ -416,8 +416,8 @@ def build_head(name: str, dim: int, num_classes: int, **settings) -> Head:
 
     Args:
         name: ``"softmax"``, ``"cosine"``, ``"frozen"`` (sub-centroids at random, never moved) or ``"dnc"``.
-        dim: D.
-        num_classes: C.
+        dim: D, width of the features.
+        num_classes: C, how many classes there are.
         settings: of :class:`SubCentroidHead`; a head takes those that concern it.
 
     Raises:

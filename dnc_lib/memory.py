@@ -13,7 +13,7 @@ class EmbeddingMemory(nn.Module):
 
     Args:
         size: number of samples kept; 0 keeps none.
-        dim: D.
+        dim: D, width of the features.
     """
 
     def __init__(self, size: int, dim: int):

@@ -24,8 +24,8 @@ def purity(winners: Tensor, labels: Tensor, num_subcentroids: int, num_classes: 
     Args:
         winners: (N,) index c * K + k of the sub-centroid nearest to each sample.
         labels: (N,) true classes.
-        num_subcentroids: K.
-        num_classes: C.
+        num_subcentroids: K, sub-centroids of a class.
+        num_classes: C, how many classes there are.
 
     Returns:
         (C, K), NaN for a sub-centroid that wins nothing.

@@ -49,7 +49,7 @@ class ImageClassifier(nn.Module):
 
         Args:
             name: see :func:`dnc_lib.backbones.build_backbone`.
-            num_classes: C.
+            num_classes: C, how many classes there are.
             head: ``"dnc"``, ``"softmax"``, ``"cosine"`` or ``"frozen"``.
             pretrained: load the backbone's ImageNet weights.
             head_settings: of :class:`~dnc_lib.heads.SubCentroidHead`.
@@ -79,7 +79,7 @@ class ImageClassifier(nn.Module):
 
         Args:
             name: a timm model.
-            num_classes: C.
+            num_classes: C, how many classes there are.
             head: ``"dnc"``, or a control, see :func:`dnc_lib.heads.build_head`.
             pretrained: load timm's weights.
             head_settings: of :class:`~dnc_lib.heads.SubCentroidHead`, for instance ``{"num_subcentroids": 8}``.

@@ -1,5 +1,6 @@
 """Figures used by more than one chapter, and one colour for each arm in the whole book."""
 
+import io
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -115,3 +116,17 @@ def similarity_bars(ax: Axes, names: Sequence[str], values: Sequence[float], col
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set_xlabel(label)
+
+
+def show_photographs(fig: Figure) -> None:
+    """Show a figure made of photographs in a notebook, as JPEG: as PNG a few dozen outweigh the rest of a chapter.
+
+    Args:
+        fig: closed afterwards.
+    """
+    from IPython.display import Image, display
+
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="jpg", pil_kwargs={"quality": 85})
+    plt.close(fig)
+    display(Image(buffer.getvalue(), format="jpeg", width=round(fig.get_figwidth() * 100)))

@@ -13,7 +13,7 @@ def check_labels(labels: Tensor, num_classes: int, name: str = "labels") -> None
 
     Args:
         labels: class indices, any shape.
-        num_classes: C.
+        num_classes: C, how many classes there are.
         name: how the error calls them.
     """
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -37,7 +37,7 @@ def class_logsumexp(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     Args:
         values: (N, K), any finite numbers.
         labels: (N,) integers in [0, C).
-        num_classes: C.
+        num_classes: C, how many classes there are.
 
     Returns:
         (C, K); minus infinity for a class without samples.
@@ -62,7 +62,7 @@ def sinkhorn(scores: Tensor, labels: Tensor, num_classes: int, epsilon: float = 
     Args:
         scores: (N, K) similarity of each sample to the K sub-centroids of its own class; half precision is fine.
         labels: (N,) integers in [0, C).
-        num_classes: C.
+        num_classes: C, how many classes there are.
         epsilon: strength of the entropy, in units of the scores; small is close to a hard assignment.
         iterations: how often sub-centroids, then samples, are brought to their mass. 0 is a softmax.
 
@@ -121,7 +121,7 @@ def assign(
     Args:
         scores: (N, K) own-class similarities.
         labels: (N,) integers in [0, C).
-        num_classes: C.
+        num_classes: C, how many classes there are.
         method: ``"sinkhorn"`` (balanced), ``"nearest"`` (the most similar, as in k-means) or ``"random"``
             (uniform: the control, and in effect what the released code does).
         epsilon: see :func:`sinkhorn`.
