@@ -1,4 +1,4 @@
-"""The memory of past embeddings at full size: what its buffers hold, what the process grows by, what an update adds."""
+"""The memory of past embeddings at full size: what it holds, what the process grows by, what an update adds."""
 
 import threading
 import time

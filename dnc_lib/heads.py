@@ -237,7 +237,10 @@ class SubCentroidHead(NormalizedHead):
         """Cosine similarity of raw features to every sub-centroid: (..., D) -> (..., C, K), in float32."""
         x = self.embed(x)
         with torch.autocast(x.device.type, enabled=False):
-            scores = F.linear(x, self.subcentroids.flatten(0, 1).to(x.dtype))
+            vectors = self.subcentroids.flatten(0, 1).to(x.dtype)
+            if x.requires_grad:
+                vectors = vectors.clone()  # an update before the backward pass must not reach into its graph
+            scores = F.linear(x, vectors)
         return scores.unflatten(-1, (self.num_classes, self.num_subcentroids))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -294,8 +297,8 @@ class SubCentroidHead(NormalizedHead):
     def estimate(self, x: Tensor, labels: Tensor, rounds: int = 10) -> None:
         """Set the sub-centroids from scratch: balanced k-means on the sphere over the given samples.
 
-        New classes need no more than this: no gradient, no step. Each class starts from samples of its own, spread
-        evenly over their order; then assignment and means alternate. A class without samples, and a sub-centroid
+        New classes need no more than this: no gradient, no step. Each class starts from samples of its own, far from
+        one another; then assignment and means alternate. A class without samples, and a sub-centroid
         beyond the number of its samples, stays as it is. The memory is cleared: it spoke of other embeddings.
 
         Args:
@@ -314,21 +317,34 @@ class SubCentroidHead(NormalizedHead):
 
     def _fit(self, x: Tensor, labels: Tensor, rounds: int) -> None:
         """:meth:`estimate` on unit embeddings (N, D) in any floating type."""
-        order = torch.sort(labels, stable=True).indices
-        available = torch.bincount(labels, minlength=self.num_classes)
-        first = available.cumsum(0) - available
-        for k in range(self.num_subcentroids):
-            chosen = available > k
-            rank = k * available // self.num_subcentroids  # sample k/K of the way through the class
-            start = F.normalize(x[order[(first + rank)[chosen]]].to(self.subcentroids.dtype), dim=-1)
-            has_direction = start.any(-1, keepdim=True)
-            self.subcentroids[chosen, k] = torch.where(has_direction, start, self.subcentroids[chosen, k])
         tiles = ClassTiles(x, labels, self.num_classes)
-        beyond = torch.arange(self.num_subcentroids, device=x.device) >= available.unsqueeze(1)  # (C, K)
+        available = torch.bincount(labels, minlength=self.num_classes)  # (C,)
+        self._start_from_samples(tiles, available)
+        settled = (available <= self.num_subcentroids).unsqueeze(1)  # each sample is a sub-centroid already
         for _ in range(rounds):
             sums, counts = self._assigned_sums([tiles], [tiles.own_scores(self.subcentroids)])
-            self._move(sums, counts.masked_fill(beyond, 0), torch.zeros_like(counts))
+            self._move(sums, counts.masked_fill(settled, 0), torch.zeros_like(counts))
         self.memory.clear()
+
+    def _start_from_samples(self, tiles: ClassTiles, available: Tensor) -> None:
+        """Put the sub-centroids at samples of their class: the one nearest to its mean, then always the one farthest
+        from those taken, so that clusters apart get one each. Balance keeps outliers from holding a sub-centroid."""
+        vectors = torch.zeros_like(self.subcentroids[:, :1], dtype=torch.promote_types(tiles.x.dtype, torch.float32))
+        tiles.add_sums(torch.zeros_like(tiles.labels), vectors, vectors.new_zeros(self.num_classes, 1))
+        wanted = tiles.own_scores(vectors).squeeze(1)  # (N,): in each class the sample with the largest comes next
+        nearest = torch.full_like(wanted, -torch.inf)  # similarity to the nearest sub-centroid taken
+        for k in range(self.num_subcentroids):
+            best = wanted.new_full((self.num_classes,), -torch.inf).scatter_reduce_(0, tiles.labels, wanted, "amax")
+            winners = (wanted == best[tiles.labels]).nonzero().squeeze(1)
+            index = torch.zeros_like(available).scatter_(0, tiles.labels[winners], winners)  # (C,), one if they tie
+            start = F.normalize(tiles.x[index].to(vectors.dtype), dim=-1)  # (C, D)
+            taken = (available > k) & start.any(-1)
+            self.subcentroids[:, k] = torch.where(
+                taken.unsqueeze(1), start.to(self.subcentroids.dtype), self.subcentroids[:, k]
+            )
+            self.moved[:, k] |= taken
+            nearest = torch.maximum(nearest, tiles.own_scores(start.unsqueeze(1)).squeeze(1))
+            wanted = (-nearest).index_fill_(0, index[available > 0], -torch.inf)
 
     def _assigned_sums(self, groups: list[ClassTiles], scores: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Assign all groups together, by their own-class scores (N, K); sum (C, K, D) and number (C, K) of the

@@ -84,7 +84,7 @@ def train(
             desc=f"{recipe.name} {recipe.head}",
         ) as bar:
             curve = _fit(recipe, accelerator, model, loaders, run, bar)
-        if recipe.refresh and isinstance(model.head, SubCentroidHead):
+        if recipe.refresh and recipe.head == "dnc":  # frozen sub-centroids never move
             run.manifest["refresh"] = _refresh(model, loaders, accelerator.reduce)
         final = evaluate(model, loaders["test"], accelerator.reduce)
 

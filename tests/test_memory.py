@@ -114,7 +114,7 @@ def test_the_promised_size():
 
 
 def test_negative_size():
-    with pytest.raises(ValueError, match="^memory_size must be 0 or more, got -1$"):
+    with pytest.raises(ValueError, match=r"^memory_size must be 0 or more, got -1$"):
         EmbeddingMemory(-1, 3)
 
 

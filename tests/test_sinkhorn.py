@@ -323,5 +323,5 @@ def test_bad_scores_and_settings(scores, changes, message):
 
 
 def test_unknown_assignment():
-    with pytest.raises(ValueError, match="^assignment must be one of sinkhorn, nearest, random, got 'kmeans'$"):
+    with pytest.raises(ValueError, match=r"^assignment must be one of sinkhorn, nearest, random, got 'kmeans'$"):
         assign(torch.rand(2, 4), torch.tensor([0, 1]), 3, "kmeans")
