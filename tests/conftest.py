@@ -5,8 +5,8 @@ import os
 # Before torch loads: on tensors as small as a test's, threads wait for one another more than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import matplotlib  # noqa: E402
-import pytest  # noqa: E402
+import matplotlib
+import pytest
 
 matplotlib.use("Agg")
 

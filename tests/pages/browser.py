@@ -45,7 +45,7 @@ class Browser:
         timeout: seconds to wait for any answer.
     """
 
-    def __init__(self, path: str, timeout: float = 60):
+    def __init__(self, path: str, timeout: float = 120):
         self.timeout, self.events, self._number, self._rest = timeout, [], 0, b""
         self.profile = tempfile.mkdtemp(prefix="book-browser-")
         read_here, write_there = os.pipe()
