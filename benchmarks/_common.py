@@ -25,28 +25,39 @@ STEP_AT_MOST = 1.05
 MEMORY_AT_MOST = 1.1e9
 
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """Options of every benchmark."""
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="wall, or cpu: this process's own processor time, for a busy machine, with --threads 1",
+    )
     return made
 
 
-def interleaved(functions: Sequence[Callable[[], object]], rounds: int, device: str) -> list[list[float]]:
+def interleaved(
+    functions: Sequence[Callable[[], object]], rounds: int, device: str, clock: str = "wall"
+) -> list[list[float]]:
     """Seconds that each function takes, in turn, ``rounds`` times, after two unmeasured turns.
 
     In turn, because whatever else runs on the machine then disturbs all of them alike.
     """
-    times = [[] for _ in functions]
+    now, times = CLOCKS[clock], [[] for _ in functions]
     for turn in range(-2, rounds):
         for function, taken in zip(functions, times, strict=True):
             _wait(device)
-            started = time.perf_counter()
+            started = now()
             function()
             _wait(device)
             if turn >= 0:
-                taken.append(time.perf_counter() - started)
+                taken.append(now() - started)
     return times
 
 
@@ -55,10 +66,11 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def heading(title: str, device: str) -> None:
-    """Title, machine, versions."""
+def heading(title: str, device: str, clock: str = "wall") -> None:
+    """Title, machine, versions, clock."""
     name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine()
-    print(f"{title}\n{device} ({name}), {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    print(f"{title}\n{device} ({name}), {threads}, torch {torch.__version__}, {clock} clock\n", flush=True)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -47,7 +47,7 @@ def samples(num_classes: int, number: int, dim: int, device: str) -> tuple[torch
 
 
 @torch.no_grad()
-def measure(shape: tuple[int, int, int], raw: bool, rounds: int, device: str) -> list[torch.Tensor]:
+def measure(shape: tuple[int, int, int], raw: bool, rounds: int, device: str, clock: str) -> list[torch.Tensor]:
     """Milliseconds of the loop and of the head, (rounds,) each; first makes sure that both agree.
 
     Args:
@@ -55,6 +55,7 @@ def measure(shape: tuple[int, int, int], raw: bool, rounds: int, device: str) ->
         raw: begin with raw features, which ``head.update`` checks and both normalise, not with unit embeddings.
         rounds: turns of each.
         device: where.
+        clock: see :func:`_common.interleaved`.
     """
     num_classes, number, dim = shape
     x, labels = samples(num_classes, number, dim, device)
@@ -74,7 +75,7 @@ def measure(shape: tuple[int, int, int], raw: bool, rounds: int, device: str) ->
     difference = (plain - head.subcentroids).abs().max().item()
     # One sample in thousands may be a tie that rounding settles; its share of a step is far below this.
     assert difference < 1e-3, f"the loop and the head differ by {difference}"
-    return [1000 * torch.tensor(times) for times in interleaved((loop, ours), rounds, device)]
+    return [1000 * torch.tensor(times) for times in interleaved((loop, ours), rounds, device, clock)]
 
 
 def main() -> None:
@@ -83,14 +84,18 @@ def main() -> None:
     options.add_argument("--shape", type=int, nargs=3, metavar=("C", "N", "D"), help="one shape, without a bound")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
-    heading("Assignment and update against a plain loop over classes, K = 4, 3 iterations", arguments.device)
+    heading(
+        "Assignment and update against a plain loop over classes, K = 4, 3 iterations",
+        arguments.device,
+        arguments.clock,
+    )
     shapes = {tuple(arguments.shape): 0.0} if arguments.shape else ASSIGNMENT_SHAPES
     rows, passed = [], []
     for raw in (False, True):
         for shape, on_cpu in shapes.items():
             bound = on_cpu if arguments.device == "cpu" or arguments.shape else ASSIGNMENT_GPU[shape[0]]
             bound = min(bound, ASSIGNMENT_RAW) if raw else bound
-            loop, ours = measure(shape, raw, arguments.rounds, arguments.device)
+            loop, ours = measure(shape, raw, arguments.rounds, arguments.device, arguments.clock)
             ratio = (loop.min() / ours.min()).item()
             passed.append(ratio >= bound)
             times = (f"{each.item():.1f}" for each in (loop.min(), ours.min(), loop.median(), ours.median()))

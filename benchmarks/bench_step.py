@@ -52,10 +52,13 @@ def main() -> None:
     heading(
         f"A training step of {recipe.backbone}, batch {recipe.batch_size}, a full memory of {recipe.memory_size:,}",
         arguments.device,
+        arguments.clock,
     )
     arms = ("softmax", "dnc")
     steps = [training_step(recipe, arm, arguments.device) for arm in arms]
-    times = [1000 * torch.tensor(each) for each in interleaved(steps, arguments.rounds, arguments.device)]
+    times = [
+        1000 * torch.tensor(each) for each in interleaved(steps, arguments.rounds, arguments.device, arguments.clock)
+    ]
     ratio = (times[1].min() / times[0].min()).item()
     rows = [
         ("softmax", f"{times[0].min().item():.1f}", f"{times[0].median().item():.1f}", "", "", ""),

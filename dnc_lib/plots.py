@@ -127,6 +127,6 @@ def show_photographs(fig: Figure) -> None:
     from IPython.display import Image, display
 
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="jpg", pil_kwargs={"quality": 85})
+    fig.savefig(buffer, format="jpg", dpi=80, pil_kwargs={"quality": 80})
     plt.close(fig)
-    display(Image(buffer.getvalue(), format="jpeg", width=round(fig.get_figwidth() * 100)))
+    display(Image(buffer.getvalue(), format="jpeg"))
