@@ -1,10 +1,11 @@
 """What the benchmarks share: the bounds, all in one place, a stopwatch that is fair on a busy machine, a table."""
 
 import argparse
+import itertools
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -73,11 +74,21 @@ def heading(title: str, device: str, clock: str = "wall") -> None:
     print(f"{title}\n{device} ({name}), {threads}, torch {torch.__version__}, {clock} clock\n", flush=True)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of text under their columns, aligned to the right."""
-    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
-    for row in (columns, ["-" * width for width in widths], *rows):
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], first: int = 0) -> None:
+    """Print rows of text under their columns, each row as soon as it is there.
+
+    Args:
+        columns: headings, which set the widths.
+        rows: cells.
+        first: width of the first column, where its cells are wider than its heading.
+    """
+    widths = [max(first, len(columns[0])), *(max(len(column), 6) for column in columns[1:])]
+    for row in itertools.chain((columns, ["-" * width for width in widths]), rows):
+        cells = [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+        ]
+        print("  ".join(cells).rstrip(), flush=True)
 
 
 def mark(passed: bool) -> str:

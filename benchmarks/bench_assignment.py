@@ -4,6 +4,9 @@ Both do the same mathematics on the same unit embeddings: own-class scores, thre
 the hard assignment, the means, the momentum. The loop sorts the samples by class once and copies nothing else.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from _common import (
@@ -90,9 +93,10 @@ def main() -> None:
         arguments.clock,
     )
     shapes = {tuple(arguments.shape): 0.0} if arguments.shape else ASSIGNMENT_SHAPES
-    rows, passed = [], []
-    for raw in (False, True):
-        for shape, on_cpu in shapes.items():
+    passed = []
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for raw, (shape, on_cpu) in itertools.product((False, True), shapes.items()):
             bound = on_cpu if arguments.device == "cpu" or arguments.shape else ASSIGNMENT_GPU[shape[0]]
             bound = min(bound, ASSIGNMENT_RAW) if raw else bound
             loop, ours = measure(shape, raw, arguments.rounds, arguments.device, arguments.clock)
@@ -100,9 +104,10 @@ def main() -> None:
             passed.append(ratio >= bound)
             times = (f"{each.item():.1f}" for each in (loop.min(), ours.min(), loop.median(), ours.median()))
             name = "raw features" if raw else "embeddings"
-            rows.append((name, *map(str, shape), *times, f"{ratio:.2f}", f"{bound:.1f}", mark(passed[-1])))
-    best, median = ("loop, best", "head, best"), ("loop, median", "head, median")
-    table(("from", "C", "N", "D", *best, *median, "faster", "at least", ""), rows)
+            yield (name, *map(str, shape), *times, f"{ratio:.2f}", f"{bound:.1f}", mark(passed[-1]))
+
+    times = ("loop, best", "head, best", "loop, median", "head, median")
+    table(("from", "C", "N", "D", *times, "faster", "at least", ""), rows(), first=12)
     print("\nTimes in milliseconds. The ratio is of the best turns, which other processes disturbed least.")
     print("From raw features: both normalise them first, and the head checks them; most of that time is shared.")
     finish(passed)

@@ -72,7 +72,7 @@ def main() -> None:
         ("growth of the process", f"{grown / 1e9:.3f}", bound, mark(passed[1])),
         (f"at most more during an update, batch {batch}, C {classes}, K 4", f"{added / 1e9:.3f}", "", ""),
     ]
-    table(("what", "GB", "at most", ""), rows)
+    table(("what", "GB", "at most", ""), rows, first=max(len(row[0]) for row in rows))
     print(f"\nthe update took {seconds:.2f} s; a float32 copy of the memory would add {4 * size * dim / 1e9:.2f} GB")
     finish(passed)
 

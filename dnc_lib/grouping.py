@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 #: Numbers in a block: what stays in a core's cache; on any other device what keeps it busy (256 MB of float32).
-CPU_BLOCK, DEVICE_BLOCK = 1 << 18, 1 << 26
+CPU_BLOCK, DEVICE_BLOCK = 1 << 19, 1 << 26
 
 #: Rows of the highest tile: a class of any size comes in pieces that fit a block.
 HIGHEST = 64
