@@ -49,10 +49,10 @@ class Head(nn.Module):
             )
 
     def labelled(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Flatten (..., D) and (...) to (N, D) and (N,), without ignored labels, and check both.
+        """Flatten (..., D) and (...) to (N, D) and (N,), without ignored labels, and check shapes and labels.
 
         Raises:
-            ValueError: for shapes that do not fit, labels out of range, NaN or infinity in the features.
+            ValueError: for shapes that do not fit, labels out of range.
         """
         self.check_width(x)
         if labels.shape != x.shape[:-1]:
@@ -66,10 +66,6 @@ class Head(nn.Module):
         if not kept.all():
             x, labels = x[kept], labels[kept]
         check_labels(labels, self.num_classes)
-        if not all_finite(x):
-            raise ValueError(
-                "features contain NaN or infinity; has the training diverged, or mixed precision overflowed?"
-            )
         return x, labels.long()
 
     def update(self, x: Tensor, labels: Tensor) -> None:
@@ -126,9 +122,11 @@ class NormalizedHead(Head):
         """Raw features to unit embeddings, in float32 under autocast too: (..., D) -> (..., D)."""
         self.check_width(x)
         with torch.autocast(x.device.type, enabled=False):
-            weight = self.norm.weight
-            x = F.layer_norm(x.to(weight.dtype), (self.dim,), weight, self.norm.bias, self.norm.eps)
-            return F.normalize(x, dim=-1)
+            return F.normalize(self._layer_norm(x), dim=-1)
+
+    def _layer_norm(self, x: Tensor) -> Tensor:
+        weight = self.norm.weight
+        return F.layer_norm(x.to(weight.dtype), (self.dim,), weight, self.norm.bias, self.norm.eps)
 
 
 class CosineHead(NormalizedHead):
@@ -267,11 +265,19 @@ class SubCentroidHead(NormalizedHead):
                 self._learn(self._embed_rows(x), labels)
 
     def _embed_rows(self, x: Tensor) -> Tensor:
-        """:meth:`embed` of (N, D), a block of rows at a time, so that what lies between stays in the cache."""
+        """:meth:`embed` of (N, D), a block of rows at a time, so that what lies between stays in the cache.
+
+        Raises:
+            ValueError: for NaN or infinity in the features.
+        """
         unit = x.new_empty(x.shape, dtype=self.norm.weight.dtype)
         length = block_length(self.dim, x.device)
         for raw, embedded in zip(x.split(length), unit.split(length), strict=True):
-            embedded.copy_(self.embed(raw))
+            F.normalize(self._layer_norm(raw), dim=-1, out=embedded)
+        if not all_finite(unit[:, 0]):  # LayerNorm spreads what is not finite over its whole row
+            raise ValueError(
+                "features contain NaN or infinity; has the training diverged, or mixed precision overflowed?"
+            )
         return unit
 
     def _learn(self, x: Tensor, labels: Tensor) -> None:

@@ -35,19 +35,19 @@ def class_logsumexp(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Log-sum-exp over the samples of each class.
 
     Args:
-        values: (N, K), any finite numbers.
+        values: (K, N), any finite numbers.
         labels: (N,) integers in [0, C).
         num_classes: C, how many classes there are.
 
     Returns:
-        (C, K); minus infinity for a class without samples.
+        (K, C); minus infinity for a class without samples.
     """
     labels = labels.long()
-    index = labels.unsqueeze(1).expand_as(values)
-    top = values.new_full((num_classes, values.shape[1]), -torch.inf).scatter_reduce_(0, index, values, "amax")
+    index = labels.expand_as(values)
+    top = values.new_full((len(values), num_classes), -torch.inf).scatter_reduce_(1, index, values, "amax")
     # The largest term of each class becomes exp(0): nothing overflows, and no sum is below 1.
-    terms = torch.exp(values - top.index_select(0, labels))
-    return top + torch.zeros_like(top).index_add_(0, labels, terms).log()
+    terms = torch.exp(values - top.index_select(1, labels))
+    return top + torch.zeros_like(top).index_add_(1, labels, terms).log()
 
 
 @torch.no_grad()
@@ -87,23 +87,22 @@ def sinkhorn(scores: Tensor, labels: Tensor, num_classes: int, epsilon: float = 
     if not all_finite(scores):
         raise ValueError("scores contain NaN or infinity; check the embeddings they come from")
     with torch.autocast(scores.device.type, enabled=False):
-        return _log_plan(scores, labels, num_classes, epsilon, iterations).exp()
+        return _log_plan(scores, labels, num_classes, epsilon, iterations).exp().t().contiguous()
 
 
 def _log_plan(scores: Tensor, labels: Tensor, num_classes: int, epsilon: float, iterations: int) -> Tensor:
-    """The logarithm of the plan, unchecked: the update calls it every step."""
+    """The logarithm of the plan, unchecked: the update calls it every step.
+
+    (K, N), not (N, K): K is short, and a CPU needs ten times as long for a softmax along a short last dimension.
+    """
     labels = labels.long()
-    log_plan = (scores if scores.dtype == torch.float64 else scores.float()) / epsilon  # (N, K)
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    log_plan = (scores / epsilon).t().contiguous()  # (K, N)
     for _ in range(iterations):
-        # Columns to mass 1 instead of N_c / K: that factor is the same along a row, and the row's own step undoes it.
-        log_plan = log_plan - class_logsumexp(log_plan, labels, num_classes).index_select(0, labels)
-        log_plan = _rows_to_one(log_plan)
-    return log_plan if iterations else _rows_to_one(log_plan)
-
-
-def _rows_to_one(log_plan: Tensor) -> Tensor:
-    """log_softmax along K; as (K, N), because along a short last dimension a CPU takes ten times as long."""
-    return log_plan.t().contiguous().log_softmax(dim=0).t().contiguous()
+        # To mass 1 a sub-centroid, not N_c / K: that factor is the same for all K, and the samples' step undoes it.
+        log_plan = log_plan - class_logsumexp(log_plan, labels, num_classes).index_select(1, labels)
+        log_plan = log_plan.log_softmax(dim=0)
+    return log_plan if iterations else log_plan.log_softmax(dim=0)
 
 
 @torch.no_grad()
@@ -135,7 +134,7 @@ def assign(
         ValueError: for an unknown method.
     """
     if method == "sinkhorn":
-        return _log_plan(scores, labels, num_classes, epsilon, iterations).argmax(dim=1)
+        return _log_plan(scores, labels, num_classes, epsilon, iterations).max(dim=0).indices  # faster than argmax
     if method == "nearest":
         return scores.argmax(dim=1)
     if method == "random":

@@ -491,8 +491,9 @@ def test_an_estimate_without_rounds_takes_samples():
     assert len(nearest.indices.unique()) == C * K
 
 
-def test_what_an_estimate_cannot_fill_stays():
-    head, (x, _) = make(num_subcentroids=4), batch(30)
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_what_an_estimate_cannot_fill_stays(assignment):
+    head, (x, _) = make(num_subcentroids=4, assignment=assignment), batch(30)
     labels = torch.tensor([0, 0] + [1] * 27 + [2])  # two of class 0, plenty of 1, one of 2, none of 3 and 4
     head.estimate(x, labels)
     moved = (head.subcentroids != head.origin).any(-1)
@@ -678,6 +679,24 @@ def test_bad_batches_are_refused_and_change_nothing(method, x, labels, expected)
     before = state(head)
     assert message(lambda: getattr(head, method)(x, labels)) == expected
     assert_same(state(head), before)
+
+
+@pytest.mark.parametrize("method", ["update", "estimate"])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_one_number_that_is_none_is_found_wherever_it_stands(method, wrong, dtype):
+    x, labels = batch(5)
+    for place in (0, 7, D - 1):
+        for changes in ({}, {"correct_only": True}):
+            head, spoilt = make(**changes), x.to(dtype)
+            spoilt[3, place] = wrong
+            before = state(head)
+            assert message(lambda: getattr(head, method)(spoilt, labels)).startswith("features contain NaN or inf")  # noqa: B023
+            assert_same(state(head), before)
+            spoilt_label = labels.clone()
+            spoilt_label[3] = -100
+            getattr(head, method)(spoilt, spoilt_label)  # ignored, it does no harm
+            assert_unit(head)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
