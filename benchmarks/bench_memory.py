@@ -51,8 +51,8 @@ def main() -> None:
     head = SubCentroidHead(dim, classes, memory_size=0)
     before = resident()
     memory = type(head.memory)(size, dim)
-    for first in range(0, size, 1000):
-        number = min(1000, size - first)
+    for first in range(0, size, batch):
+        number = min(batch, size - first)
         memory.push(F.normalize(torch.randn(number, dim), dim=1), torch.randint(classes, (number,)))
     held = sum(buffer.numel() * buffer.element_size() for buffer in memory.buffers())
     grown = resident() - before

@@ -304,8 +304,8 @@ class SubCentroidHead(NormalizedHead):
         """Set the sub-centroids from scratch: balanced k-means on the sphere over the given samples.
 
         New classes need no more than this: no gradient, no step. Each class starts from samples of its own, far from
-        one another; then assignment and means alternate. A class without samples, and a sub-centroid
-        beyond the number of its samples, stays as it is. The memory is cleared: it spoke of other embeddings.
+        one another; then assignment and means alternate. A class without samples, and a sub-centroid beyond the
+        number of its samples, stays as it is. The memory is cleared: it spoke of other embeddings.
 
         Args:
             x: raw features (..., D).
