@@ -8,8 +8,10 @@ import warnings
 from pathlib import Path
 
 from . import __version__, recipes
+from .heads import HEADS
 from .recipes import Recipe
-from .recipes.base import field_help
+from .recipes.base import TUPLES, field_help
+from .signals import Stopped
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"dnc: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Stopped as stopped:  # the status of a process that SIGTERM ended, so that a scheduler is not misled
+        print(f"dnc: {stopped}", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("dnc: stopped", file=sys.stderr)
         return 130
@@ -44,21 +49,28 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--output", type=Path, metavar="DIR", default=Path("runs"), help="where run folders go (runs)"
     )
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
-    fields = command.add_argument_group("the recipe's fields, to change any of them")
-    meanings = field_help()
-    for each in dataclasses.fields(Recipe):
-        if each.name == "name":
-            continue
-        settings = {"default": argparse.SUPPRESS, "dest": f"field_{each.name}", "help": meanings.get(each.name)}
-        if each.type is bool:
-            settings["action"] = argparse.BooleanOptionalAction
-        elif each.type == tuple[int, ...]:
-            settings |= {"type": int, "nargs": "*", "metavar": "N"}
-        else:
-            settings |= {"type": each.type, "metavar": each.type.__name__.upper()}
-        fields.add_argument(f"--{each.name.replace('_', '-')}", **settings)
+    command.add_argument("--resume", action="store_true", help="go on with a run that was stopped or killed")
+    command.add_argument(
+        "--snapshot-seconds", type=float, metavar="S", default=600.0, help="least time between snapshots (600)"
+    )
+    _add_manner(command)
+    _add_fields(command)
     command.set_defaults(run=_train)
+
+    command = commands.add_parser("compare", help="train several arms with several seeds, in pairs")
+    command.add_argument("recipe", help="a name that `dnc recipes` lists")
+    _add_data(command)
+    command.add_argument("--output", type=Path, metavar="FILE", required=True, help="the manifest, a .json file")
+    command.add_argument(
+        "--arm",
+        action="append",
+        metavar="ARM",
+        help="a head, or fields that differ, or both: 'dnc momentum=0.99'; may be given again (the four heads)",
+    )
+    command.add_argument("--seeds", type=int, nargs="+", metavar="N", default=[0], help="of the trainings (0)")
+    _add_manner(command)
+    _add_fields(command)
+    command.set_defaults(run=_compare)
 
     command = commands.add_parser("evaluate", help="measure a run on its test images")
     command.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
@@ -71,7 +83,39 @@ def _add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data-root", type=Path, metavar="DIR", help="where data sets are (DNC_DATA, else ~/.cache/dnc)"
     )
+    command.add_argument(
+        "--workers", type=int, metavar="N", default=min(os.cpu_count() or 1, 8), help="processes that read pictures"
+    )
     command.add_argument("--download", action="store_true", help="fetch the data set if it is not there")
+
+
+def _add_manner(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--profile", default="full", metavar="NAME", help="full, or smoke for a try (full)")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_fields(command: argparse.ArgumentParser) -> None:
+    """Every field of a recipe is an option."""
+    fields = command.add_argument_group("the recipe's fields, to change any of them")
+    meanings = field_help()
+    for each in dataclasses.fields(Recipe):
+        if each.name == "name":
+            continue
+        settings = {"default": argparse.SUPPRESS, "dest": f"field_{each.name}", "help": meanings.get(each.name)}
+        if each.type is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        elif each.type in TUPLES:
+            settings |= {"type": TUPLES[each.type][0][0], "nargs": "*", "metavar": "N"}
+        else:
+            settings |= {"type": each.type, "metavar": each.type.__name__.upper()}
+        fields.add_argument(f"--{each.name.replace('_', '-')}", **settings)
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe that a command names, with the fields that it changes."""
+    changes = {key[6:]: value for key, value in vars(options).items() if key.startswith("field_")}
+    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+    return recipes.get(options.recipe, **changes)
 
 
 def _recipes(options: argparse.Namespace) -> int:
@@ -87,29 +131,62 @@ def _recipes(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    changes = {key[6:]: value for key, value in vars(options).items() if key.startswith("field_")}
-    if "milestones" in changes:
-        changes["milestones"] = tuple(changes["milestones"])
-    recipe = recipes.get(options.recipe, **changes)
+    recipe = _recipe(options)
     from .training import train  # timm loads here, not for `dnc recipes`
 
-    run = train(recipe, options.data_root, options.output, progress=not options.quiet, download=options.download)
+    run = train(
+        recipe,
+        options.data_root,
+        options.output,
+        resume=options.resume,
+        profile=options.profile,
+        workers=options.workers,
+        snapshot_seconds=options.snapshot_seconds,
+        progress=not options.quiet,
+        download=options.download,
+    )
     print(f"{run.folder}: accuracy {run.manifest['final']['accuracy']:.2f} % in {run.manifest['seconds']:.0f} s")
     return 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    recipe = _recipe(options)
+    arms = {name: recipes.parse_arm(name) for name in options.arm or HEADS}
+    from .comparisons import compare
+
+    manifest = compare(
+        recipe,
+        arms,
+        options.seeds,
+        options.output,
+        options.data_root,
+        profile=options.profile,
+        progress=not options.quiet,
+        download=options.download,
+    )
+    for arm, each in manifest["summary"].items():
+        spread = "" if each["sd"] is None else f" ± {each['sd']:.2f}"
+        print(f"{arm}: {each['mean']:.2f}{spread} % over {each['n']} seeds")
+    for each in manifest["paired"]:
+        first, second = each["arms"]
+        print(f"{first} minus {second}: {each['mean']:+.2f} points, p = {each['p']:.3g} over {each['n']} pairs")
+    return 0
+
+
 def _evaluate(options: argparse.Namespace) -> int:
-    from .data import DeviceLoader
+    import torch
+
     from .evaluation import evaluate
+    from .loading import make_loader, prepare_data
     from .runs import Run
-    from .training import prepare_data
 
     run = Run.load(options.folder)
     parts = prepare_data(run.recipe, options.data_root, download=options.download)
-    model, card = run.model()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, card = run.model(device)
     if list(parts["test"].classes) != card.classes:
         raise ValueError(f"the data set at hand has other classes than {options.folder} was trained on")
-    result = evaluate(model, DeviceLoader(parts["test"], 500, card.mean, card.std))
+    result = evaluate(model, make_loader(run.recipe, parts["test"], card, device, workers=options.workers))
     print(
         f"accuracy {result['accuracy']:.2f} %  top-5 {result['top5']:.2f} %  loss {result['loss']:.4f}  "
         f"on {result['images']} images"

@@ -6,6 +6,8 @@ import timm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fast import FAST, fast_network
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut without parameters (He et al. 2016, section 4.2, option A)."""
@@ -85,7 +87,7 @@ def build_backbone(name: str, pretrained: bool = False, **settings) -> nn.Module
 
     Args:
         name: ``cifar_resnet20``, ``32``, ``56`` (original paper), ``cifar_resnet18``, ``50``, ``101`` (timm's with
-            the 3x3 stem), ``tiny_resnet8``, or any name that timm knows.
+            the 3x3 stem), ``cifar_fast``, ``cifar_fast_narrow``, ``tiny_resnet8``, or any name that timm knows.
         pretrained: load timm's weights (needs the network or a filled cache).
         settings: passed on, for instance ``in_chans=1`` or ``drop_path_rate=0.3``.
 
@@ -94,15 +96,17 @@ def build_backbone(name: str, pretrained: bool = False, **settings) -> nn.Module
             fetched.
     """
     own = {**{key: (depth, 16) for key, depth in CIFAR_RESNETS.items()}, **TINY}
-    if pretrained and (name in own or name in CIFAR_STEMS):
+    if pretrained and (name in own or name in CIFAR_STEMS or name in FAST):
         raise ValueError(f"there are no pretrained weights for {name}; use pretrained=False")
+    if name in FAST:
+        return fast_network(name)
     if name in own:
         depth, width = own[name]
         return CifarResNet(depth, width, settings.pop("in_chans", 3), **settings)
     if name in CIFAR_STEMS:
         return _cifar_stem(timm.create_model(CIFAR_STEMS[name], num_classes=0, **settings))
     if not timm.is_model(name):
-        known = [*own, *CIFAR_STEMS, *timm.list_models()]
+        known = [*own, *CIFAR_STEMS, *FAST, *timm.list_models()]
         near = difflib.get_close_matches(name, known, n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() lists what there is"
         raise ValueError(f"unknown backbone {name!r}{hint}")
@@ -113,6 +117,12 @@ def build_backbone(name: str, pretrained: bool = False, **settings) -> nn.Module
     except (RuntimeError, OSError) as error:  # timm has none, or the hub cannot be reached
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"no pretrained weights for {name}: {reason}") from error
+
+
+def size_settings(name: str, image_size: int) -> dict[str, int]:
+    """What a backbone must be told of the image size: nothing, unless its positions are tied to one (ViT, Swin)."""
+    fixed = timm.is_model(name) and timm.get_pretrained_cfg(name).fixed_input_size
+    return {"img_size": image_size} if fixed else {}
 
 
 def feature_width(backbone: nn.Module) -> int:

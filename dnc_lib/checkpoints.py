@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ class ModelCard:
         mean: (3,) of the images on the scale 0..1.
         std: (3,).
         image_size: side in pixels.
+        backbone_settings: passed on to the backbone, for instance ``{"drop_path_rate": 0.3}``.
     """
 
     backbone: str
@@ -36,11 +37,14 @@ class ModelCard:
     mean: list[float]
     std: list[float]
     image_size: int
+    backbone_settings: dict = field(default_factory=dict)
 
     def build(self, memory: bool = True) -> ImageClassifier:
         """A new model of this kind, without its weights; ``memory=False`` gives it a memory of size 0."""
         settings = self.head_settings if memory else {**self.head_settings, "memory_size": 0}
-        return ImageClassifier.build(self.backbone, len(self.classes), self.head, head_settings=settings)
+        return ImageClassifier.build(
+            self.backbone, len(self.classes), self.head, head_settings=settings, **self.backbone_settings
+        )
 
 
 def save_model(model: ImageClassifier, card: ModelCard, path: str | Path, *, memory: bool = True) -> None:

@@ -16,7 +16,7 @@ from .checkpoints import ModelCard, read_model
 from .models import ImageClassifier
 from .recipes import Recipe
 
-MANIFEST, METRICS, MODEL = "manifest.json", "metrics.jsonl", "model.safetensors"
+MANIFEST, METRICS, MODEL, BEST = "manifest.json", "metrics.jsonl", "model.safetensors", "best.safetensors"
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "safetensors")
 
 
@@ -25,7 +25,8 @@ class Run:
     """A training that was done: where it lies and what it recorded.
 
     Attributes:
-        folder: holds ``manifest.json``, ``metrics.jsonl`` and ``model.safetensors``.
+        folder: holds ``manifest.json``, ``metrics.jsonl``, ``model.safetensors`` (the last epoch's, which is the
+            result) and ``best.safetensors`` (of the epoch with the highest held-out accuracy).
         manifest: see :func:`describe_machine` and :func:`dnc_lib.training.train`.
     """
 
@@ -53,8 +54,7 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The recipe it was trained by."""
-        fields = self.manifest["recipe"].items()
-        return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields})
+        return Recipe.from_dict(self.manifest["recipe"])
 
     def metrics(self) -> list[dict]:
         """One record an epoch.
@@ -75,6 +75,15 @@ class Run:
         """The trained model, in evaluation mode, and its card."""
         return read_model(self.folder / MODEL, device)
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end: the manifest is written last."""
+        return (self.folder / MANIFEST).is_file()
+
+    def reset_metrics(self, records: list[dict]) -> None:
+        """Begin the metrics with these records, those of a resumed run."""
+        (self.folder / METRICS).write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
+
     def add_metrics(self, record: dict) -> None:
         """Append one epoch's record."""
         with open(self.folder / METRICS, "a", encoding="utf-8") as file:
@@ -82,13 +91,17 @@ class Run:
 
     def save_manifest(self) -> None:
         """Write the manifest, under a temporary name first."""
-        path = self.folder / MANIFEST
-        part = path.with_name(f".{os.getpid()}.{path.name}")
-        try:
-            part.write_text(json.dumps(self.manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_json(self.manifest, self.folder / MANIFEST)
+
+
+def write_json(value: dict, path: Path) -> None:
+    """Write a record as people and ``git diff`` read it, under a temporary name first."""
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        part.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def describe_code() -> dict:

@@ -1,27 +1,27 @@
-"""``train(recipe) -> Run``: the loop, on accelerate."""
+"""``train(recipe) -> Run``: one training, from its data to a run folder, whatever interrupts it."""
 
-import math
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
-from torch.optim import lr_scheduler
 from tqdm import tqdm
 
 from .checkpoints import ModelCard, save_model
-from .data import DeviceLoader, LabelledImages, load
 from .evaluation import evaluate
-from .heads import SubCentroidHead
+from .fitting import LOOK_EVERY, Fitting
+from .loading import Loaders, Parts, build_model, make_card, make_loaders, prepare_data
 from .models import ImageClassifier
 from .recipes import Recipe
 from .recipes.base import START_KEPT
-from .runs import METRICS, MODEL, Run, describe_code, describe_machine, peak_memory
+from .runs import BEST, METRICS, MODEL, Run, describe_code, describe_machine, peak_memory
+from .signals import Stopped, watch_for_stop
+from .snapshots import Snapshots
+
+PROFILES = ("full", "smoke")
 
 
 def train(
@@ -29,6 +29,10 @@ def train(
     data_root: str | Path | None = None,
     output: str | Path = "runs",
     *,
+    resume: bool = False,
+    profile: str = "full",
+    workers: int = 0,
+    snapshot_seconds: float = 600.0,
     progress: bool = True,
     download: bool = False,
 ) -> Run:
@@ -37,10 +41,17 @@ def train(
     With several processes (``accelerate launch``) every batch is shared out and the features are gathered for the
     update, so that each process keeps the same sub-centroids.
 
+    A run that was killed goes on with ``resume`` from its last snapshot and ends where it would have ended; on the
+    CPU bit for bit. SIGTERM, which schedulers send before they kill, makes it write a snapshot and stop.
+
     Args:
         recipe: what to train and how.
         data_root: see :func:`dnc_lib.data.data_root`.
         output: the run folder is ``output/<recipe>_<head>_seed<seed>``.
+        resume: go on where this run stopped; begin where there is nothing yet; return it where it is finished.
+        profile: ``"full"``, or ``"smoke"`` for a run that shows that everything works, whose score is no result.
+        workers: processes that read pictures; images in memory need none.
+        snapshot_seconds: least time between two snapshots.
         progress: show a bar with loss, accuracy, images a second and the time left.
         download: fetch the data set if it is not there.
 
@@ -48,137 +59,67 @@ def train(
         The run; ``run.manifest["final"]`` has the last epoch's held-out accuracy in percent.
 
     Raises:
-        FileExistsError: where the run folder holds a run.
+        FileExistsError: where the run folder holds a run and ``resume`` is off.
         FileNotFoundError: where the data is not at hand.
         FloatingPointError: where the loss is no longer a number.
-        ValueError: as recipes, data and models do.
+        ValueError: as recipes, data and models do; for a run of another recipe or other data in the folder.
+        Stopped: after SIGTERM, when the snapshot is written.
     """
-    accelerator = _accelerator(recipe.precision)
-    started = time.time()
+    if profile not in PROFILES:
+        raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
+    accelerator = make_accelerator(recipe.precision)
     run = Run(Path(output) / f"{recipe.name}_{recipe.head}_seed{recipe.seed}")
-    if (run.folder / METRICS).exists():
-        raise FileExistsError(f"{run.folder} holds a run already; choose another --output or remove it")
+    snapshots = Snapshots(run.folder / "snapshots")
+    if resume and run.finished:
+        return _finished(run, recipe)
+    if not resume and (run.finished or (run.folder / METRICS).exists() or snapshots.paths()):
+        raise FileExistsError(
+            f"{run.folder} holds a run already; go on with it by --resume, choose another --output or remove it"
+        )
     accelerator.wait_for_everyone()
+    started = time.perf_counter()
     parts = prepare_data(recipe, data_root, download=download)
-    loaders, card = make_loaders(recipe, parts, accelerator)
-    updates = len(loaders["train"]) * recipe.epochs - recipe.update_after
-    start_kept = recipe.start_kept(max(updates, 0)) if recipe.head == "dnc" else None
-    if accelerator.is_main_process:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        if start_kept is not None and start_kept > START_KEPT:
-            _warn_start_kept(recipe, updates, start_kept)
+    card = make_card(recipe, parts)
+    loaders = make_loaders(recipe, parts, card, accelerator, workers)
 
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices):  # the caller's random numbers go on as if nothing had been
         torch.manual_seed(recipe.seed)
-        model = card.build().to(accelerator.device, memory_format=torch.channels_last)
-        run.manifest = _describe(recipe, parts, model, accelerator)
-        if start_kept is not None:
-            run.manifest["start_kept"] = start_kept
-        with tqdm(
-            total=recipe.epochs * len(loaders["train"]) * min(recipe.batch_size, len(parts["train"])),
-            unit=" images",
-            unit_scale=True,
-            smoothing=0.05,
-            disable=not progress or not accelerator.is_main_process,
-            desc=f"{recipe.name} {recipe.head}",
-        ) as bar:
-            curve = _fit(recipe, accelerator, model, loaders, run, bar)
+        model = build_model(card, parts, accelerator)
+        fitting = Fitting(recipe, model, loaders, accelerator)
+        run.manifest = describe(recipe, parts, model, accelerator, profile)
+        if recipe.head == "dnc":
+            run.manifest["start_kept"] = recipe.start_kept(fitting.updates)
+            if accelerator.is_main_process:
+                _warn_start_kept(recipe, fitting.updates)
+        keeper = _Keeper(run, fitting, card, snapshots, snapshot_seconds)
+        fitting.clock.elsewhere += time.perf_counter() - started
+        keeper.begin(resume)
+        with watch_for_stop() as stop_wanted, _bar(fitting, progress) as bar:
+            keeper.stop_wanted = stop_wanted
+            fitting.fit(bar, keeper.after_step, keeper.after_epoch)
         if recipe.refresh and recipe.head == "dnc":  # frozen sub-centroids never move
-            run.manifest["refresh"] = _refresh(model, loaders, accelerator.reduce)
+            run.manifest["refresh"] = _refresh(model, loaders, accelerator)
         final = evaluate(model, loaders["test"], accelerator.reduce)
 
-    best = max(curve, key=lambda record: record["accuracy"])
+    best = max((record for record in fitting.curve if "accuracy" in record), key=lambda record: record["accuracy"])
     run.manifest |= {
         "final": {key: final[key] for key in ("accuracy", "top5", "loss")},
         "best": {"epoch": best["epoch"], "accuracy": best["accuracy"]},
-        "curve": curve,
-        "seconds": time.time() - started,
+        "curve": fitting.curve,
+        **fitting.clock.report(),
         "peak_memory_bytes": peak_memory(accelerator.device),
     }
     if accelerator.is_main_process:
         save_model(model, card, run.folder / MODEL)
         run.save_manifest()
+        snapshots.remove()
     accelerator.wait_for_everyone()
     return run
 
 
-def prepare_data(
-    recipe: Recipe, data_root: str | Path | None = None, *, download: bool = False
-) -> dict[str, LabelledImages]:
-    """The images that a recipe uses: ``train``, ``test``, and ``validation`` where it holds some out."""
-    train_part, test = load(recipe.dataset, data_root, image_size=recipe.image_size, download=download)
-    parts = {"train": train_part, "test": test}
-    if recipe.validation:
-        parts["train"], parts["validation"] = train_part.split(recipe.validation)
-    if recipe.train_limit:
-        parts["train"] = parts["train"].sample(recipe.train_limit, recipe.seed)
-    return parts
-
-
-def make_loaders(
-    recipe: Recipe, parts: dict[str, LabelledImages], accelerator: Accelerator
-) -> tuple[dict[str, DeviceLoader], ModelCard]:
-    """Loaders for the parts, and the card of the model. ``held_out`` is what epochs are judged by: the validation
-    images where there are any, else the test images."""
-    processes = accelerator.num_processes
-    if recipe.batch_size % processes:
-        raise ValueError(f"batch_size {recipe.batch_size} cannot be shared out evenly over {processes} processes")
-    mean, std = parts["train"].channel_stats()
-    share = {"rank": accelerator.process_index, "world_size": processes}
-    loaders = {
-        "train": DeviceLoader(
-            parts["train"],
-            recipe.batch_size // processes,
-            mean,
-            std,
-            accelerator.device,
-            shuffle=True,
-            pad=recipe.pad,
-            flip=recipe.flip,
-            seed=recipe.seed,
-            **share,
-        )
-    }
-    for part in set(parts) - {"train"}:
-        loaders[part] = DeviceLoader(parts[part], 500, mean, std, accelerator.device, **share)
-    loaders["held_out"] = loaders.get("validation", loaders["test"])
-    if recipe.refresh:  # whole on every process, so that all estimate the same sub-centroids
-        loaders["train_plain"] = DeviceLoader(parts["train"], 500, mean, std, accelerator.device)
-    card = ModelCard(
-        recipe.backbone,
-        recipe.head,
-        recipe.head_settings(),
-        list(parts["train"].classes),
-        mean.tolist(),
-        std.tolist(),
-        parts["train"].images.shape[1],
-    )
-    return loaders, card
-
-
-def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> lr_scheduler.LRScheduler:
-    """The learning rate after each of ``steps`` optimiser steps an epoch."""
-    total = steps * recipe.epochs
-    if recipe.schedule == "step":
-        return lr_scheduler.MultiStepLR(optimizer, [epoch * steps for epoch in recipe.milestones], recipe.decay)
-    if recipe.schedule == "one_cycle":
-        return lr_scheduler.OneCycleLR(
-            optimizer,
-            recipe.learning_rate,
-            total_steps=total,
-            pct_start=0.25 if total != 4 else 0.5,  # torch divides by 0.25 * total - 1
-            anneal_strategy="linear",
-            cycle_momentum=False,
-            div_factor=10,
-            final_div_factor=1000,
-        )
-    if recipe.schedule == "cosine":
-        return lr_scheduler.CosineAnnealingLR(optimizer, total)
-    return lr_scheduler.ConstantLR(optimizer, factor=1.0)
-
-
-def _accelerator(precision: str) -> Accelerator:
+def make_accelerator(precision: str) -> Accelerator:
+    """Processes, device and precision. No buffer travels at each forward pass: see :class:`Fitting` for what does."""
     # Accelerate keeps one state a process and refuses a second precision; a notebook may well train twice.
     AcceleratorState._reset_state()
     return Accelerator(
@@ -186,11 +127,12 @@ def _accelerator(precision: str) -> Accelerator:
     )
 
 
-def _describe(
-    recipe: Recipe, parts: dict[str, LabelledImages], model: ImageClassifier, accelerator: Accelerator
+def describe(
+    recipe: Recipe, parts: Parts, model: ImageClassifier, accelerator: Accelerator, profile: str = "full"
 ) -> dict:
-    """What is known of a run before it starts."""
+    """What is known of a run before it starts, for its manifest."""
     return {
+        "profile": profile,
         "recipe": recipe.to_dict(),
         "data": {
             part: {"name": data.name, "images": len(data), "digest": data.digest()} for part, data in parts.items()
@@ -202,109 +144,110 @@ def _describe(
     }
 
 
-def _fit(
-    recipe: Recipe,
-    accelerator: Accelerator,
-    model: ImageClassifier,
-    loaders: dict[str, DeviceLoader],
-    run: Run,
-    bar: tqdm,
-) -> list[dict]:
-    """All epochs; their records, which the run's metrics get one by one."""
-    started = time.time()
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        recipe.learning_rate,
-        recipe.sgd_momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov,
-    )
-    scheduler = make_schedule(recipe, optimizer, len(loaders["train"]))
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    curve = []
-    for epoch in range(1, recipe.epochs + 1):
-        record = {"epoch": epoch, "learning_rate": scheduler.get_last_lr()[0]}
-        record |= _train_epoch(recipe, accelerator, wrapped, optimizer, scheduler, loaders["train"], bar)
-        _share_statistics(model.backbone, accelerator)
-        held_out = evaluate(model, loaders["held_out"], accelerator.reduce)
-        record |= {key: held_out[key] for key in ("accuracy", "top5", "loss")} | {"seconds": time.time() - started}
-        if isinstance(model.head, SubCentroidHead):
-            record |= model.head.diagnostics()
-            model.head.reset_usage()
-        curve.append(record)
-        if accelerator.is_main_process:
-            run.add_metrics(record)
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # what follows is measured in full precision
-    return curve
+class _Keeper:
+    """Keeps what a training leaves while it goes on: metrics, the best model, snapshots to go on from."""
 
+    def __init__(self, run: Run, fitting: Fitting, card: ModelCard, snapshots: Snapshots, seconds: float):
+        self.run, self.fitting, self.card, self.snapshots, self.seconds = run, fitting, card, snapshots, seconds
+        self.stop_wanted = lambda: False
+        self.main, self.processes = fitting.accelerator.is_main_process, fitting.accelerator.num_processes
 
-def _train_epoch(recipe, accelerator, model, optimizer, scheduler, loader, bar) -> dict[str, float]:
-    """One pass over the training images; mean loss and accuracy of its batches."""
-    model.train()
-    head = accelerator.unwrap_model(model).head
-    total_loss, total_correct, seen = 0.0, 0.0, 0
-    for step, (images, labels) in enumerate(loader):
-        with accelerator.autocast():
-            scores, features = model(images, return_features=True)
-            loss = F.cross_entropy(scores.float(), labels, label_smoothing=recipe.label_smoothing)
-        accelerator.backward(loss)
-        optimizer.step()
-        if not accelerator.optimizer_step_was_skipped:
-            scheduler.step()
-        optimizer.zero_grad()
-        if isinstance(head, SubCentroidHead) and loader.epoch * len(loader) + step >= recipe.update_after:
-            _check_loss(loss, recipe, loader.epoch, step)
-            head.update(*accelerator.gather((features.detach(), labels)))
-        total_loss += loss.detach() * len(labels)
-        total_correct += (scores.detach().argmax(1) == labels).sum()
-        seen += len(labels)
-        bar.update(len(labels) * accelerator.num_processes)
-        if step % 20 == 0 or step == len(loader) - 1:  # reading the loss waits for the device: seldom
-            _check_loss(total_loss, recipe, loader.epoch, step)
-            bar.set_postfix(
-                loss=f"{float(total_loss) / seen:.3f}", accuracy=f"{100 * float(total_correct) / seen:.1f}%"
+    def begin(self, resume: bool) -> None:
+        """Make the folder, or go to where its last snapshot was taken."""
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        if resume:
+            with self.fitting.accelerator.main_process_first():  # which puts damaged ones aside
+                state = self.snapshots.load()
+            if state is not None:
+                _check_same(state["manifest"], self.run.manifest, self.run.folder)
+                self.fitting.load_state_dict(state["fitting"])
+        if self.main:
+            self.run.reset_metrics(self.fitting.curve)
+        self.saved = time.monotonic()
+
+    def after_step(self) -> None:
+        """Write a snapshot when it is time to; stop after it when asked to."""
+        stop, due = self.stop_wanted(), time.monotonic() - self.saved >= self.seconds
+        if self.processes > 1:  # all do the same, and agree on it now and then: it costs a message
+            if self.fitting.steps_done % LOOK_EVERY:
+                return
+            wishes = torch.tensor([stop, due], dtype=torch.float32, device=self.fitting.accelerator.device)
+            stop, due = (self.fitting.accelerator.reduce(wishes) > 0).tolist()
+        if stop or due:
+            state = {"manifest": self.run.manifest, "fitting": self.fitting.state_dict()}
+            if self.main:
+                self.snapshots.save(state, self.fitting.steps_done)
+            self.saved = time.monotonic()
+        if stop:
+            raise Stopped(
+                f"stopped at step {self.fitting.step} of epoch {self.fitting.epoch + 1}, as asked; "
+                f"the snapshot in {self.snapshots.folder} holds everything: go on with --resume"
             )
-    sums = torch.tensor([float(total_loss), float(total_correct), float(seen)], device=accelerator.device)
-    loss, correct, count = accelerator.reduce(sums).tolist()
-    return {"train_loss": loss / count, "train_accuracy": 100 * correct / count}
+
+    def after_epoch(self) -> None:
+        """Note the epoch, and its model where it is the best so far."""
+        if self.main:
+            *before, record = self.fitting.curve
+            self.run.add_metrics(record)
+            if "accuracy" in record and all(record["accuracy"] > each.get("accuracy", -1) for each in before):
+                save_model(self.fitting.model, self.card, self.run.folder / BEST, memory=False)
 
 
-def _check_loss(loss: torch.Tensor, recipe: Recipe, epoch: int, step: int) -> None:
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise FloatingPointError(
-            f"the loss is {value} at step {step} of epoch {epoch + 1}: "
-            f"lower learning_rate ({recipe.learning_rate}) or try precision='no'"
-        )
+def _check_same(before: dict, now: dict, folder: Path) -> None:
+    """A run goes on with the recipe and the data that it began with."""
+    for key in ("recipe", "data", "processes"):
+        if before[key] != now[key]:
+            changed = (
+                [name for name in now[key] if before[key].get(name) != now[key][name]] if key != "processes" else []
+            )
+            raise ValueError(
+                f"the run in {folder} began with another {key}{': ' * bool(changed)}{', '.join(changed)}; "
+                f"go on with the same, or choose another --output"
+            )
 
 
-def _share_statistics(backbone: torch.nn.Module, accelerator: Accelerator) -> None:
-    """Average the running statistics of BatchNorm over the processes: each saw its own share of every batch."""
-    if accelerator.num_processes == 1:
-        return
-    for buffer in backbone.buffers():
-        if buffer.is_floating_point():
-            buffer.copy_(accelerator.reduce(buffer.clone(), "mean"))
+def _finished(run: Run, recipe: Recipe) -> Run:
+    """The run that is already there, if it is one of this recipe."""
+    run = Run.load(run.folder)
+    if run.recipe != recipe:
+        raise ValueError(f"{run.folder} holds a finished run of another recipe; choose another --output")
+    return run
 
 
-def _refresh(model: ImageClassifier, loaders: dict[str, DeviceLoader], reduce: Callable) -> dict:
+def _bar(fitting: Fitting, progress: bool) -> tqdm:
+    recipe, images = fitting.recipe, fitting.images_a_step
+    return tqdm(
+        total=recipe.epochs * fitting.steps * images,
+        initial=fitting.steps_done * images,
+        unit=" images",
+        unit_scale=True,
+        smoothing=0.05,
+        disable=not progress or not fitting.accelerator.is_main_process,
+        desc=f"{recipe.name} {recipe.head}",
+    )
+
+
+def _refresh(model: ImageClassifier, loaders: Loaders, accelerator: Accelerator) -> dict:
     """Estimate the sub-centroids anew on the training images; take that back where held-out accuracy falls."""
-    before = evaluate(model, loaders["held_out"], reduce)["accuracy"]
+    before = evaluate(model, loaders["held_out"], accelerator.reduce)["accuracy"]
     state = {key: value.clone() for key, value in model.head.state_dict().items()}
     model.refresh(loaders["train_plain"])
-    after = evaluate(model, loaders["held_out"], reduce)["accuracy"]
+    after = evaluate(model, loaders["held_out"], accelerator.reduce)["accuracy"]
     if after < before:
         model.head.load_state_dict(state)
     return {"held_out_before": before, "held_out_after": after, "kept": after >= before}
 
 
-def _warn_start_kept(recipe: Recipe, updates: int, kept: float) -> None:
-    """Say that the momentum leaves much of the random start in place."""
+def _warn_start_kept(recipe: Recipe, updates: int) -> None:
+    """Say so where the momentum leaves much of the random start in place."""
+    kept = recipe.start_kept(updates)
+    if kept <= START_KEPT:
+        return
     advice = (
         f"{START_KEPT ** (1 / updates):.4f} or less would move them" if updates > 0 else "update_after is too late"
     )
     warnings.warn(
-        f"momentum {recipe.momentum} over {max(updates, 0)} updates keeps {kept:.0%} of the random start: "
+        f"momentum {recipe.momentum} over {updates} updates keeps {kept:.0%} of the random start: "
         f"these sub-centroids are mostly random; {advice}",
         stacklevel=3,
     )

@@ -9,9 +9,11 @@ import torch
 from helpers import quick, trained, write_class_folders
 
 from dnc_lib import training
+from dnc_lib.loading import prepare_data
+from dnc_lib.optimisation import make_schedule
 from dnc_lib.recipes import digits_resnet8
 from dnc_lib.runs import METRICS, Run
-from dnc_lib.training import make_schedule, prepare_data, train
+from dnc_lib.training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:momentum .* of the random start")  # trainings are cut short here
 
@@ -58,6 +60,7 @@ def test_the_sub_centroids_of_dnc_move_and_those_of_frozen_do_not():
 def test_the_folder_holds_what_the_run_says():
     run = Run.load(trained().folder)
     assert sorted(path.name for path in run.folder.iterdir()) == [
+        "best.safetensors",
         "manifest.json",
         "metrics.jsonl",
         "model.safetensors",
@@ -73,7 +76,7 @@ def test_a_run_is_never_overwritten(tmp_path):
     (tmp_path / "digits_resnet8_dnc_seed0").mkdir()
     (tmp_path / "digits_resnet8_dnc_seed0" / METRICS).write_text("{}\n")
     with pytest.raises(
-        FileExistsError, match="digits_resnet8_dnc_seed0 holds a run already; choose another --output"
+        FileExistsError, match="digits_resnet8_dnc_seed0 holds a run already; go on with it by --resume, choose another"
     ):
         run(tmp_path)
     assert (tmp_path / "digits_resnet8_dnc_seed0" / METRICS).read_text() == "{}\n"

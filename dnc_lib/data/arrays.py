@@ -7,6 +7,16 @@ import torch
 from torch import Tensor
 
 
+def balanced_order(labels: Tensor, num_classes: int, seed: int) -> Tensor:
+    """The indices of ``labels`` (N,) at random, the classes taking turns: any beginning is as even as it goes."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    by_class = torch.sort(labels[order], stable=True)
+    counts = torch.bincount(labels, minlength=num_classes)
+    first = counts.cumsum(0) - counts
+    turn = torch.arange(len(labels)) - first[by_class.values]
+    return order[by_class.indices[torch.sort(turn, stable=True).indices]]
+
+
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
     """Images of one size with their labels.
@@ -58,24 +68,15 @@ class LabelledImages:
         """``size`` images drawn at random, the classes as even as they go."""
         if not 0 < size <= len(self):
             raise ValueError(f"{self.name}: cannot draw {size} of {len(self)} images")
-        return self.subset(self._balanced_order(seed)[:size].sort().values)
+        return self.subset(balanced_order(self.labels, self.num_classes, seed)[:size].sort().values)
 
     def split(self, held_out: int, seed: int = 0) -> tuple["LabelledImages", "LabelledImages"]:
         """The rest, and ``held_out`` images drawn at random, the classes as even as they go."""
         if not 0 < held_out < len(self):
             raise ValueError(f"{self.name}: cannot hold out {held_out} of {len(self)} images")
-        order = self._balanced_order(seed)
+        order = balanced_order(self.labels, self.num_classes, seed)
         rest, held = order[held_out:].sort().values, order[:held_out].sort().values
         return self.subset(rest), self.subset(held, f"{self.name}, held out")
-
-    def _balanced_order(self, seed: int) -> Tensor:
-        """All indices at random, the classes taking turns."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        by_class = torch.sort(self.labels[order], stable=True)
-        counts = torch.bincount(self.labels, minlength=self.num_classes)
-        first = counts.cumsum(0) - counts
-        turn = torch.arange(len(self)) - first[by_class.values]
-        return order[by_class.indices[torch.sort(turn, stable=True).indices]]
 
     def channel_stats(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each channel, (3,) each, on the scale 0..1."""

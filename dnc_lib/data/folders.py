@@ -32,10 +32,10 @@ def load_folders(folder: Path, *, image_size: int | None = None) -> tuple[Labell
     test = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
     if test is None:
         raise FileNotFoundError(f"{folder} has train/ but neither test/ nor val/: put held-out images there")
-    classes = tuple(_class_folders(folder / "train"))
+    classes = tuple(class_folders(folder / "train"))
     if not classes:
         raise FileNotFoundError(f"{folder / 'train'} has no class folders")
-    strangers = [name for name in _class_folders(test) if name not in classes]
+    strangers = [name for name in class_folders(test) if name not in classes]
     if strangers:
         raise ValueError(f"{test} has classes that {folder / 'train'} lacks: {', '.join(strangers[:5])}")
     train_part = _read(folder / "train", classes, image_size, f"{folder.name}, training")
@@ -47,7 +47,7 @@ def load_folders(folder: Path, *, image_size: int | None = None) -> tuple[Labell
     return train_part, _read(test, classes, image_size, f"{folder.name}, test")
 
 
-def _class_folders(folder: Path) -> list[str]:
+def class_folders(folder: Path) -> list[str]:
     """Names of the sub-folders, in alphabetical order; hidden ones (.ipynb_checkpoints) are no classes."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
@@ -80,7 +80,7 @@ def _read_image(path: Path, image_size: int | None) -> np.ndarray:
     """(H, W, 3) uint8."""
     try:
         with Image.open(path) as file:
-            image = _to_rgb(file)
+            image = to_rgb(file)
     except Exception as error:  # a damaged file fails a decoder in any way it likes
         raise ValueError(f"{path} cannot be read as an image ({error}); remove or replace it") from error
     if image_size and image.size != (image_size, image_size):
@@ -91,7 +91,8 @@ def _read_image(path: Path, image_size: int | None) -> np.ndarray:
     return np.asarray(image)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB: grey is repeated, 16-bit grey scaled to 8, transparent places turn white."""
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
         pixels = np.asarray(image)
         if pixels.min() < 0 or pixels.max() > 65535:

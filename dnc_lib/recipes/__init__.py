@@ -4,7 +4,7 @@ import difflib
 import inspect
 from collections.abc import Callable
 
-from .base import Recipe
+from .base import Recipe, parse_arm
 from .cifar import *  # noqa: F403
 from .cifar import __all__ as _cifar
 from .digits import *  # noqa: F403
@@ -12,7 +12,7 @@ from .digits import __all__ as _digits
 
 NAMES = (*_digits, *_cifar)
 
-__all__ = ["NAMES", "Recipe", "describe", "get", *NAMES]
+__all__ = ["NAMES", "Recipe", "describe", "get", "parse_arm", *NAMES]
 
 
 def get(name: str, **changes) -> Recipe:

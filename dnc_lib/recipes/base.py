@@ -9,26 +9,43 @@ from dataclasses import dataclass
 from ..heads import HEADS
 from ..sinkhorn import ASSIGNMENTS
 
-SCHEDULES = ("step", "one_cycle", "cosine", "constant")
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("step", "one_cycle", "cosine", "poly", "constant")
 PRECISIONS = ("no", "bf16", "fp16")
 
 _CHOICES = {
     "head": HEADS,
+    "reader": ("memory", "files"),
+    "interpolation": ("bilinear", "bicubic"),
+    "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "assignment": ASSIGNMENTS,
     "start": ("random", "data"),
     "precision": PRECISIONS,
 }
 _RANGES = (
-    ("1 or more", lambda x: x >= 1, ("epochs", "batch_size", "image_size", "num_subcentroids")),
+    ("1 or more", lambda x: x >= 1, ("epochs", "batch_size", "accumulate", "image_size", "num_subcentroids")),
     (
         "0 or more",
         lambda x: x >= 0,
-        ("seed", "weight_decay", "pad", "memory_size", "update_after", "validation", "train_limit"),
+        (
+            *("seed", "weight_decay", "warmup_epochs", "min_learning_rate", "clip_norm", "pad", "color_jitter"),
+            *("mixup", "cutmix", "memory_size", "update_after", "validation", "train_limit"),
+        ),
     ),
-    ("above 0", lambda x: x > 0, ("learning_rate", "decay", "temperature", "epsilon")),
-    ("0 or more and below 1", lambda x: 0 <= x < 1, ("sgd_momentum", "momentum", "label_smoothing")),
+    ("above 0", lambda x: x > 0, ("learning_rate", "norm_bias_rate", "decay", "power", "temperature", "epsilon")),
+    (
+        "0 or more and below 1",
+        lambda x: 0 <= x < 1,
+        ("sgd_momentum", "momentum", "label_smoothing", "drop_path", "random_erasing"),
+    ),
+    ("between 0 and 1", lambda x: 0 <= x <= 1, ("mix_probability",)),
+    ("above 0 and at most 1", lambda x: 0 < x <= 1, ("crop_pct",)),
+    ("two numbers, 0 < low <= high <= 1", lambda x: len(x) == 2 and 0 < x[0] <= x[1] <= 1, ("crop_scale",)),
 )
+
+#: Fields of several numbers: their type, what is allowed in them, and how to say it.
+TUPLES = {tuple[int, ...]: ((int,), "a tuple of int"), tuple[float, ...]: ((float, int), "a tuple of float")}
 
 #: A random start that keeps more of its weight than this is called out.
 START_KEPT = 0.05
@@ -41,22 +58,42 @@ class Recipe:
     Attributes:
         name: of the recipe.
         dataset: see :func:`dnc_lib.data.load`.
+        reader: ``memory`` (all images of one size, on the device) or ``files`` (pictures of any size, read and cut
+            while training goes on).
+        image_size: side in pixels.
         backbone: see :func:`dnc_lib.backbones.build_backbone`.
+        drop_path: share of residual branches dropped in training (stochastic depth), rising to this with depth.
         head: ``softmax``, ``cosine`` (learned prototypes), ``frozen`` (random, never moved) or ``dnc``.
         seed: of weights, sub-centroids, order and augmentation.
         epochs: passes over the training images.
-        batch_size: images a step, over all processes together.
-        learning_rate: of SGD; the peak for one_cycle.
+        batch_size: images an optimiser step, over all processes together.
+        accumulate: forward and backward passes a step, each on its part of the batch.
+        optimizer: ``sgd`` or ``adamw``.
+        learning_rate: the highest.
         sgd_momentum: of SGD, not of the sub-centroids.
         nesterov: look ahead, SGD's variant.
-        weight_decay: on every learnable parameter.
-        schedule: ``step`` (times ``decay`` at ``milestones``), ``one_cycle``, ``cosine`` or ``constant``.
+        weight_decay: on learnable parameters.
+        decay_norms: weight decay on norms, biases and position tables too.
+        norm_bias_rate: the learning rate of BatchNorm's biases is this many times higher.
+        clip_norm: longest gradient allowed; 0 for any.
+        schedule: ``step`` (times ``decay`` at ``milestones``), ``one_cycle``, ``cosine``, ``poly`` or ``constant``.
+        warmup_epochs: the learning rate rises in a line from a thousandth during so many epochs.
+        min_learning_rate: where ``cosine`` and ``poly`` end.
         milestones: epochs after which ``step`` lowers the learning rate.
         decay: its factor.
-        pad: random crop after padding by so many pixels.
+        power: of ``poly``.
+        pad: for images in memory, random crop after padding by so many pixels.
         flip: mirror half of the images.
+        crop_scale: for pictures, share of the area that a random crop takes, lowest and highest.
+        crop_pct: for pictures, side of the test image's central crop over its shorter side.
+        interpolation: for pictures, ``bilinear`` or ``bicubic``.
+        rand_augment: for pictures, timm's words, as ``rand-m9-mstd0.5-inc1``; empty for none.
+        color_jitter: for pictures, strength.
+        random_erasing: for pictures, share of them that lose a rectangle.
         label_smoothing: share of each label spread over all classes.
-        image_size: for folders of images of unequal size.
+        mixup: strength (alpha) of Mixup; 0 for none.
+        cutmix: strength of CutMix; 0 for none.
+        mix_probability: share of batches that are mixed; mixed ones never move sub-centroids.
         num_subcentroids: K, of each class.
         momentum: mu, the share of the old sub-centroid kept at an update.
         temperature: of every head but softmax.
@@ -70,26 +107,46 @@ class Recipe:
         validation: training images held out; 0 for none.
         train_limit: train on so many images, classes even; 0 for all.
         precision: ``no``, ``bf16`` or ``fp16``.
+        compile: let torch compile the model.
     """
 
     name: str
     dataset: str
     backbone: str
+    reader: str = "memory"
+    image_size: int = 32
+    drop_path: float = 0.0
     head: str = "dnc"
     seed: int = 0
     epochs: int = 200
     batch_size: int = 128
+    accumulate: int = 1
+    optimizer: str = "sgd"
     learning_rate: float = 0.1
     sgd_momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
+    decay_norms: bool = True
+    norm_bias_rate: float = 1.0
+    clip_norm: float = 0.0
     schedule: str = "step"
+    warmup_epochs: int = 0
+    min_learning_rate: float = 0.0
     milestones: tuple[int, ...] = (100, 150)
     decay: float = 0.1
+    power: float = 0.9
     pad: int = 4
     flip: bool = True
+    crop_scale: tuple[float, ...] = (0.08, 1.0)
+    crop_pct: float = 0.875
+    interpolation: str = "bilinear"
+    rand_augment: str = ""
+    color_jitter: float = 0.0
+    random_erasing: float = 0.0
     label_smoothing: float = 0.0
-    image_size: int = 32
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_probability: float = 1.0
     num_subcentroids: int = 4
     momentum: float = 0.999
     temperature: float = 0.1
@@ -103,6 +160,7 @@ class Recipe:
     validation: int = 0
     train_limit: int = 0
     precision: str = "no"
+    compile: bool = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -116,6 +174,18 @@ class Recipe:
                     raise ValueError(f"{field} must be {rule}, got {getattr(self, field)}")
         if self.refresh and not self.validation:
             raise ValueError("refresh needs held-out images to judge it by: set validation to their number")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} cannot be cut into {self.accumulate} equal parts")
+        if self.warmup_epochs and (self.schedule == "one_cycle" or self.warmup_epochs >= self.epochs):
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs} does not fit: one_cycle warms up by itself, and other schedules "
+                f"need more epochs than that, got {self.epochs}"
+            )
+        if self.head == "dnc" and (self.mixup or self.cutmix) and self.mix_probability == 1:
+            raise ValueError(
+                "mixed batches never move sub-centroids, and with mix_probability 1 all are mixed: lower it, or use "
+                "head frozen"
+            )
 
     def replace(self, **changes) -> "Recipe":
         """The same with some fields changed.
@@ -141,21 +211,66 @@ class Recipe:
         return 0.0 if self.start == "data" else self.momentum**updates
 
     def to_dict(self) -> dict:
-        """Plain values, for a manifest."""
+        """Plain values, for a manifest; :meth:`from_dict` reads them back."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "Recipe":
+        """The recipe of a manifest, whose JSON knows no tuples; fields that it lacks have their defaults.
+
+        Raises:
+            TypeError: for fields that no recipe has.
+            ValueError: for values out of range.
+        """
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
 
 def field_help() -> dict[str, str]:
     """What the docstring of :class:`Recipe` says of each field, as plain text, for the command line."""
     described = (inspect.getdoc(Recipe) or "").partition("Attributes:\n")[2]
-    plain = re.sub(r":\w+:`|`", "", described)
-    return dict(re.findall(r"^ +(\w+): (.+?)\.?$", plain, re.MULTILINE))
+    one_line_each = re.sub(r"\n {8,}", " ", re.sub(r":\w+:`|`", "", described))
+    return dict(re.findall(r"^ +(\w+): (.+?)\.?$", one_line_each, re.MULTILINE))
+
+
+def parse_arm(text: str) -> dict:
+    """An arm as the command line names it: a head, or ``field=value``, or several of both: ``"dnc momentum=0.99"``.
+
+    Raises:
+        ValueError: for an unknown field or head, or a value that is none of the field's.
+    """
+    fields, changes = {field.name: field for field in dataclasses.fields(Recipe)}, {}
+    for word in text.split():
+        name, is_field, value = word.partition("=")
+        if not is_field and name in HEADS:
+            changes["head"] = name
+        elif name in fields and is_field:
+            changes[name] = _parse(fields[name], value)
+        else:
+            raise ValueError(
+                f"arm {text!r}: {word!r} is neither a head ({', '.join(HEADS)}) nor field=value of a recipe"
+            )
+    return changes
+
+
+def _parse(field: dataclasses.Field, text: str) -> object:
+    """The value that a text says, of the field's type."""
+    try:
+        if field.type is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if field.type in TUPLES:
+            number = TUPLES[field.type][0][0]
+            return tuple(number(part) for part in text.split(",") if part)
+        return field.type(text)
+    except (ValueError, KeyError) as error:
+        wanted = "true or false" if field.type is bool else getattr(field.type, "__name__", "numbers, by commas")
+        raise ValueError(f"{field.name} must be {wanted}, got {text!r}") from error
 
 
 def _check_type(field: dataclasses.Field, value: object) -> None:
     """Raise ``ValueError`` unless the value is of the field's type; a whole number will do for a float."""
-    if field.type == tuple[int, ...]:
-        fits, wanted = isinstance(value, tuple) and all(type(each) is int for each in value), "a tuple of int"
+    if field.type in TUPLES:
+        number, wanted = TUPLES[field.type]
+        fits = isinstance(value, tuple) and all(type(each) in number for each in value)
     else:
         fits = type(value) is field.type or (field.type is float and type(value) is int)
         wanted = field.type.__name__

@@ -3,6 +3,8 @@
 from .base import Recipe
 
 __all__ = [
+    "cifar10_fast",
+    "cifar10_fast_narrow",
     "cifar10_resnet18",
     "cifar10_resnet20",
     "cifar10_resnet50",
@@ -36,6 +38,62 @@ def cifar10_resnet20(**changes) -> Recipe:
         schedule="one_cycle",
         correct_only=True,
         update_after=1173,
+    )
+    return recipe.replace(**changes)
+
+
+_FAST = {
+    "dataset": "cifar10",
+    "sgd_momentum": 0.85,
+    "nesterov": True,
+    "weight_decay": 1e-3,
+    "norm_bias_rate": 8.0,
+    "schedule": "one_cycle",
+    "pad": 2,
+    "label_smoothing": 0.2,
+    "correct_only": True,
+}
+
+
+def cifar10_fast(**changes) -> Recipe:
+    """A whitening layer and six convolutions, 10 epochs: made so that many seeds cost little.
+
+    After airbench (Jordan 2024: 94.0 % in 3 to 4 s on an A100), written afresh. The sub-centroids stand still for a
+    quarter of the 480 steps, then move with a momentum that forgets their start.
+
+    Data: CIFAR-10. Time: meant for 15 s on one H100, not measured yet; an hour on two CPU cores. Expect: about 94 %
+    (not run here yet).
+    """
+    recipe = Recipe(
+        name="cifar10_fast",
+        backbone="cifar_fast",
+        epochs=10,
+        batch_size=1024,
+        learning_rate=1.5,
+        momentum=0.99,
+        update_after=120,
+        precision="bf16",
+        **_FAST,
+    )
+    return recipe.replace(**changes)
+
+
+def cifar10_fast_narrow(**changes) -> Recipe:
+    """The fast network, narrower, its first layer halving the image: many seeds on a CPU.
+
+    1500 steps. The sub-centroids stand still for a quarter of them, then follow what is classified correctly.
+
+    Data: CIFAR-10. Time: about 5 minutes on one CPU core. Expect: about 85 %.
+    """
+    recipe = Recipe(
+        name="cifar10_fast_narrow",
+        backbone="cifar_fast_narrow",
+        epochs=15,
+        batch_size=500,
+        learning_rate=0.8,
+        momentum=0.997,
+        update_after=375,
+        **_FAST,
     )
     return recipe.replace(**changes)
 

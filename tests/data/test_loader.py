@@ -172,6 +172,27 @@ def test_two_ranks_see_together_what_one_sees_alone(noise):
     assert torch.equal(torch.stack(parts, 1).flatten(0, 1), alone)
 
 
+@pytest.mark.parametrize("skip", [0, 1, 4])
+def test_a_pass_goes_on_where_it_was(noise, skip):
+    settings = {"shuffle": True, "pad": 2, "flip": True, "seed": 3, "rank": 1, "world_size": 2}
+    whole, resumed = (DeviceLoader(noise(50), 6, MEAN, STD, **settings) for _ in range(2))
+    expected = [list(whole), list(whole)]
+    resumed.skip = skip
+    for epoch, first in enumerate((skip, 0)):  # the pass after it is whole again
+        batches = list(resumed)
+        assert len(batches) == 4 - first
+        for pair, wanted in zip(batches, expected[epoch][first:], strict=True):
+            assert all(map(torch.equal, pair, wanted))
+    assert (resumed.skip, resumed.epoch, len(resumed), resumed.can_skip) == (0, 2, 4, True)
+
+
+def test_skipping_more_than_a_pass(noise):
+    loader = DeviceLoader(noise(20), 5, MEAN, STD)
+    loader.skip = 5
+    with pytest.raises(ValueError, match="skip must be 0 to 4, the batches of a pass, got 5"):
+        next(iter(loader))
+
+
 def test_images_need_not_be_square():
     images = torch.arange(2 * 4 * 6 * 3, dtype=torch.uint8).view(2, 4, 6, 3)
     data = LabelledImages(images, torch.tensor([0, 1]), ("a", "b"))

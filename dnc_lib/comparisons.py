@@ -1,0 +1,161 @@
+"""Many trainings in one process, which differ in one thing at a time and share their seeds: pairs that can decide."""
+
+import json
+import statistics as moments
+import time
+from collections.abc import Iterable
+from itertools import combinations
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from .fitting import Fitting
+from .loading import Parts, build_model, make_card, make_loaders, prepare_data
+from .recipes import Recipe
+from .runs import describe_code, describe_machine, peak_memory, write_json
+from .statistics import sign_flip
+from .training import PROFILES, make_accelerator
+
+#: What is kept of a training: its last epoch.
+_LEFT_OUT = ("epoch", "learning_rate")
+
+
+def compare(
+    recipe: Recipe,
+    arms: dict[str, dict],
+    seeds: Iterable[int],
+    output: str | Path,
+    data_root: str | Path | None = None,
+    *,
+    profile: str = "full",
+    progress: bool = True,
+    download: bool = False,
+) -> dict:
+    """Train every arm with every seed and write one manifest with all results.
+
+    A seed gives every arm the same first weights of the backbone and the same batches. All arms of a seed come before
+    the next seed, and the manifest is written after each training, so that it holds pairs whenever it ends; called
+    again, it goes on with those that are missing.
+
+    Args:
+        recipe: what all trainings share.
+        arms: name to the fields that this arm changes, for instance ``{"dnc, K = 1": {"num_subcentroids": 1}}``.
+        seeds: of the trainings.
+        output: the manifest, a ``.json`` file.
+        data_root: see :func:`dnc_lib.data.data_root`.
+        profile: ``"full"``, or ``"smoke"`` for a try whose scores are no results.
+        progress: show a bar, counted in trainings.
+        download: fetch the data set if it is not there.
+
+    Returns:
+        The manifest: ``results`` has a record for each arm and seed with the last epoch's held-out accuracy,
+        ``summary`` mean and deviation of each arm, ``paired`` each difference with its sign-flip p-value.
+
+    Raises:
+        ValueError: for less than one arm or seed, an unknown field, several processes, or an output that holds
+            another comparison.
+    """
+    seeds, output = list(dict.fromkeys(seeds)), Path(output)
+    if not arms or not seeds:
+        raise ValueError("a comparison needs one arm and one seed or more")
+    if profile not in PROFILES:
+        raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
+    recipes = {name: recipe.replace(**changes) for name, changes in arms.items()}
+    accelerator = make_accelerator(recipe.precision)
+    if accelerator.num_processes > 1:
+        raise ValueError("a comparison runs in one process; give each process other seeds and another output")
+    parts = prepare_data(recipe, data_root, download=download)
+    manifest = _begin(recipe, arms, parts, accelerator, profile)
+    if output.is_file():
+        manifest["results"] = _go_on(output, manifest)
+    done = {(result["arm"], result["seed"]) for result in manifest["results"]}
+    before = sum(result["seconds"] for result in manifest["results"])
+    wanted = [(seed, name) for seed in seeds for name in arms if (name, seed) not in done]
+    started = time.perf_counter()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for seed, name in tqdm(wanted, unit=" trainings", disable=not progress, desc=recipe.name):
+        result = fit_once(recipes[name].replace(seed=seed), parts, accelerator)
+        manifest["results"].append({"arm": name, "seed": seed, **result})
+        manifest |= summarize(manifest["results"], list(manifest["arms"]))
+        manifest["seconds"] = before + time.perf_counter() - started
+        manifest["peak_memory_bytes"] = peak_memory(accelerator.device)
+        write_json(manifest, output)
+    return manifest
+
+
+def fit_once(recipe: Recipe, parts: Parts, accelerator: Accelerator) -> dict:
+    """One training without a run folder: its last record, with ``start_kept`` where sub-centroids move."""
+    card = make_card(recipe, parts)
+    loaders = make_loaders(recipe, parts, card, accelerator)
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(recipe.seed)
+        model = build_model(card, parts, accelerator)
+        fitting = Fitting(recipe, model, loaders, accelerator, evaluate_every=0)
+        fitting.fit()
+    accelerator.free_memory()
+    result = {key: value for key, value in fitting.curve[-1].items() if key not in _LEFT_OUT}
+    if recipe.head == "dnc":
+        result["start_kept"] = recipe.start_kept(fitting.updates)
+    return result
+
+
+def summarize(results: list[dict], arms: list[str]) -> dict:
+    """Mean and deviation of each arm's accuracy in percent, and each pair of arms over the seeds that both have."""
+    scores = {arm: {each["seed"]: each["accuracy"] for each in results if each["arm"] == arm} for arm in arms}
+    summary, paired = {}, []
+    for arm, values in scores.items():
+        if values:
+            spread = moments.stdev(values.values()) if len(values) > 1 else None
+            summary[arm] = {"n": len(values), "mean": moments.fmean(values.values()), "sd": spread}
+    for first, second in combinations(arms, 2):
+        seeds = sorted(scores[first].keys() & scores[second].keys())
+        differences = [scores[second][seed] - scores[first][seed] for seed in seeds]
+        if len(differences) > 1:
+            paired.append(
+                {
+                    "arms": [second, first],
+                    "n": len(differences),
+                    "mean": moments.fmean(differences),
+                    "sd": moments.stdev(differences),
+                    "p": sign_flip(differences),
+                }
+            )
+    return {"summary": summary, "paired": paired}
+
+
+def _begin(recipe: Recipe, arms: dict, parts: Parts, accelerator: Accelerator, profile: str) -> dict:
+    return {
+        "kind": "comparison",
+        "profile": profile,
+        "recipe": recipe.to_dict(),
+        "arms": arms,
+        "results": [],
+        "data": {
+            part: {"name": data.name, "images": len(data), "digest": data.digest()} for part, data in parts.items()
+        },
+        "code": describe_code(),
+        "processes": 1,
+        **describe_machine(accelerator.device),
+    }
+
+
+def _go_on(output: Path, now: dict) -> list[dict]:
+    """The results that the file holds, if it is of this comparison.
+
+    Raises:
+        ValueError: where it is damaged, or of another recipe, data or arm of the same name.
+    """
+    try:
+        before = json.loads(output.read_text(encoding="utf-8"))
+        same = all(before[key] == json.loads(json.dumps(now[key])) for key in ("kind", "profile", "recipe", "data"))
+        same = same and all(before["arms"].get(name, changes) == changes for name, changes in now["arms"].items())
+        now["arms"] = before["arms"] | now["arms"]
+        results = list(before["results"])
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(f"{output} is damaged or no comparison ({error}); move it away") from error
+    if not same:
+        raise ValueError(f"{output} holds another comparison: name another output, or go on with its recipe and arms")
+    return results

@@ -1,0 +1,292 @@
+"""Fit a model: the loop over steps and epochs, and its whole state between two steps."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+from tqdm import tqdm
+
+from .evaluation import evaluate
+from .heads import SubCentroidHead
+from .loading import Loaders
+from .mixing import Mixer
+from .models import ImageClassifier
+from .optimisation import make_optimizer, make_schedule
+from .recipes import Recipe
+
+#: Steps between two looks at the loss: reading it waits for the device.
+LOOK_EVERY = 20
+
+
+@dataclass
+class Clock:
+    """Where the time of a training goes, in seconds; it goes on over a resumed run.
+
+    Attributes:
+        training: in training steps, waiting for data included.
+        waiting: of that, waiting for data.
+        elsewhere: evaluating, saving.
+        images: that training steps saw, over all processes.
+    """
+
+    training: float = 0.0
+    waiting: float = 0.0
+    elsewhere: float = 0.0
+    images: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """All together."""
+        return self.training + self.elsewhere
+
+    def report(self) -> dict[str, float]:
+        """For a manifest: ``seconds``, ``wait_share`` (0..1, of training) and ``images_per_second`` (of training)."""
+        training = max(self.training, 1e-9)
+        return {
+            "seconds": self.seconds,
+            "wait_share": self.waiting / training,
+            "images_per_second": self.images / training,
+        }
+
+
+class Fitting:
+    """A training in progress: model, optimiser, schedule, place in the data, and what was recorded so far.
+
+    All randomness is a function of (seed, step, rank): the loader's of the epoch and the image, dropout's and
+    Mixup's of the step. So the state between two steps is whole without the state of any random generator.
+
+    Args:
+        recipe: what to do.
+        model: trained in place.
+        loaders: see :func:`dnc_lib.loading.make_loaders`.
+        accelerator: processes, device and precision.
+        evaluate_every: epochs between two looks at the held-out images; the last one is always looked at.
+
+    Attributes:
+        epoch: epochs finished.
+        step: optimiser steps done in this one.
+        steps: of an epoch.
+        curve: one record an epoch.
+        clock: where the time went.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: ImageClassifier,
+        loaders: Loaders,
+        accelerator: Accelerator,
+        evaluate_every: int = 1,
+    ):
+        self.recipe, self.model, self.loaders, self.accelerator = recipe, model, loaders, accelerator
+        self.evaluate_every = evaluate_every
+        self.epoch, self.step, self.curve, self.clock = 0, 0, [], Clock()
+        self.steps = len(loaders["train"]) // recipe.accumulate
+        optimizer = make_optimizer(recipe, model)
+        self.scheduler = make_schedule(recipe, optimizer, self.steps)
+        self.rate = self.scheduler.get_last_lr()[0]
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        if recipe.compile:
+            self.wrapped = torch.compile(self.wrapped)
+        self.sums = torch.zeros(3, dtype=torch.float64 if accelerator.device.type != "mps" else torch.float32)
+        self.sums = self.sums.to(accelerator.device)  # loss, correct, images of this epoch, on this process
+        self.mixer = None
+        if recipe.mixup or recipe.cutmix:
+            self.mixer = Mixer(
+                model.head.num_classes,
+                recipe.mixup,
+                recipe.cutmix,
+                recipe.mix_probability,
+                recipe.label_smoothing,
+                recipe.seed,
+                accelerator.process_index,
+            )
+
+    @property
+    def steps_done(self) -> int:
+        """Optimiser steps since the beginning."""
+        return self.epoch * self.steps + self.step
+
+    @property
+    def updates(self) -> int:
+        """Steps of the whole training that may move the sub-centroids; on average, where batches are mixed."""
+        steps = max(self.recipe.epochs * self.steps - self.recipe.update_after, 0)
+        return steps if self.mixer is None else round(steps * (1 - self.recipe.mix_probability))
+
+    def fit(
+        self,
+        bar: tqdm | None = None,
+        after_step: Callable[[], None] = lambda: None,
+        after_epoch: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Train from here to the last epoch.
+
+        Args:
+            bar: progress, counted in images.
+            after_step: called between steps, where the state is whole.
+            after_epoch: called when an epoch's record is in ``curve``.
+
+        Raises:
+            FloatingPointError: where the loss is no longer a number.
+        """
+        while self.epoch < self.recipe.epochs:
+            self._train_epoch(bar, after_step)
+            started = time.perf_counter()
+            self._finish_epoch()
+            self.clock.elsewhere += time.perf_counter() - started
+            self.curve[-1]["seconds"] = self.clock.seconds
+            after_epoch()
+        # Accelerate makes the model's forward autocast; what follows is measured in full precision.
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
+    def state_dict(self) -> dict:
+        """Everything that the rest of the training depends on, as tensors, numbers and strings. All ranks call it."""
+        self.share_statistics()
+        scaler = self.accelerator.scaler
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "rate": self.rate,
+            "sums": self.accelerator.reduce(self.sums.clone()),
+            "curve": self.curve,
+            "clock": asdict(self.clock),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go to where :meth:`state_dict` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step, self.rate, self.curve = (state[key] for key in ("epoch", "step", "rate", "curve"))
+        self.clock = Clock(**state["clock"])
+        if self.accelerator.is_main_process:  # they are those of all processes together
+            self.sums.copy_(state["sums"])
+
+    def share_statistics(self) -> None:
+        """Average the running statistics of BatchNorm over the processes: each saw its own share of every batch."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.model.backbone.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.accelerator.reduce(buffer.clone(), "mean"))
+
+    def _train_epoch(self, bar: tqdm | None, after_step: Callable[[], None]) -> None:
+        """The steps of this epoch that are not done yet."""
+        self.wrapped.train()
+        loader = self.loaders["train"]
+        loader.epoch, loader.skip = self.epoch, self.step * self.recipe.accumulate
+        batches = iter(loader)
+        while self.step < self.steps:
+            started = time.perf_counter()
+            self._train_step(batches)
+            self.step += 1
+            if self.step % LOOK_EVERY == 0 or self.step == self.steps:
+                self._look(bar)
+            self.clock.training += time.perf_counter() - started
+            if bar is not None:
+                bar.update(self.images_a_step)
+            after_step()
+        batches.close()
+
+    @property
+    def images_a_step(self) -> int:
+        """Over all processes; the only batch of a small data set may be a short one."""
+        loader = self.loaders["train"]
+        share = min(loader.batch_size, loader.num_images // loader.world_size)
+        return share * self.recipe.accumulate * self.accelerator.num_processes
+
+    def _train_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        """One optimiser step, then one update of the sub-centroids."""
+        recipe, accelerator, passes = self.recipe, self.accelerator, self.recipe.accumulate
+        entropy = (recipe.seed, self.steps_done, accelerator.process_index)
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))  # of dropout and drop path
+        mixed = self.mixer is not None and self.mixer.mixes(self.steps_done)
+        seen = []
+        for part in range(passes):
+            started = time.perf_counter()
+            images, labels = next(batches)
+            self.clock.waiting += time.perf_counter() - started
+            targets, smoothing = labels, recipe.label_smoothing
+            if mixed:  # timm smooths the labels that it mixes
+                images, targets = self.mixer(images, labels, self.steps_done * passes + part)
+                smoothing = 0.0
+            with nullcontext() if part == passes - 1 else accelerator.no_sync(self.wrapped):
+                with accelerator.autocast():
+                    scores, features = self.wrapped(images, return_features=True)
+                    loss = F.cross_entropy(scores.float(), targets, label_smoothing=smoothing)
+                accelerator.backward(loss / passes)
+            correct = (scores.detach().argmax(1) == labels).sum()
+            self.sums += torch.stack([loss.detach() * len(labels), correct, loss.new_tensor(len(labels))])
+            seen.append((features.detach(), labels))
+        if recipe.clip_norm:
+            accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+        self.optimizer.step()
+        if not accelerator.optimizer_step_was_skipped:
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.clock.images += self.images_a_step
+        if not mixed and self.steps_done >= recipe.update_after:
+            self._update_head(seen)
+
+    def _update_head(self, seen: list[tuple[Tensor, Tensor]]) -> None:
+        """Move the sub-centroids towards what the step saw on all processes; all keep the same ones, bit for bit."""
+        head = self.model.head
+        if not isinstance(head, SubCentroidHead):
+            return
+        features, labels = (torch.cat(part) for part in zip(*seen, strict=True))
+        if self.accelerator.num_processes > 1:
+            features, labels = self.accelerator.gather((features, labels))
+        self._check_loss(self.sums[0])
+        head.update(features, labels)
+        if self.accelerator.num_processes > 1 and not head.frozen:
+            # Each rank has computed the same, up to the order in which its GPU adds; the main one's is taken.
+            broadcast(head.subcentroids)
+
+    def _look(self, bar: tqdm | None) -> None:
+        """Read the loss, which waits for the device."""
+        self._check_loss(self.sums[0])
+        if bar is not None:
+            loss, correct, count = self.sums.tolist()
+            bar.set_postfix(loss=f"{loss / count:.3f}", accuracy=f"{100 * correct / count:.1f}%")
+
+    def _check_loss(self, loss: Tensor) -> None:
+        value = float(loss)
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss is {value} at step {self.step} of epoch {self.epoch + 1}: "
+                f"lower learning_rate ({self.recipe.learning_rate}) or try precision='no'"
+            )
+
+    def _finish_epoch(self) -> None:
+        """Record the epoch and go to the next."""
+        loss, correct, count = self.accelerator.reduce(self.sums).tolist()
+        record = {
+            "epoch": self.epoch + 1,
+            "learning_rate": self.rate,
+            "train_loss": loss / count,
+            "train_accuracy": 100 * correct / count,
+        }
+        self.share_statistics()
+        last = self.epoch + 1 == self.recipe.epochs
+        if last or (self.evaluate_every and (self.epoch + 1) % self.evaluate_every == 0):
+            held_out = evaluate(self.model, self.loaders["held_out"], self.accelerator.reduce)
+            record |= {key: held_out[key] for key in ("accuracy", "top5", "loss")}
+        if isinstance(self.model.head, SubCentroidHead):
+            record |= self.model.head.diagnostics()
+            self.model.head.reset_usage()
+        self.curve.append(record)
+        self.sums.zero_()
+        self.epoch, self.step, self.rate = self.epoch + 1, 0, self.scheduler.get_last_lr()[0]

@@ -1,0 +1,153 @@
+"""What a recipe reads: its data, cut into parts, and a loader for each part."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from .backbones import size_settings
+from .checkpoints import ModelCard
+from .data import DeviceLoader, LabelledImages, load
+from .data.picture_loader import Augmentation, PictureLoader
+from .data.pictures import Pictures, open_pictures
+from .models import ImageClassifier
+from .recipes import Recipe
+
+#: Images a batch where nothing is learned from them.
+EVALUATION_BATCH = 250
+
+#: Training images from which a whitening layer is made.
+START_IMAGES = 5000
+
+Parts = dict[str, LabelledImages | Pictures]
+Loaders = dict[str, DeviceLoader | PictureLoader]
+
+
+def prepare_data(recipe: Recipe, data_root: str | Path | None = None, *, download: bool = False) -> Parts:
+    """The images that a recipe uses: ``train``, ``test``, and ``validation`` where it holds some out.
+
+    Args:
+        recipe: names the data set and its reader.
+        data_root: see :func:`dnc_lib.data.data_root`.
+        download: fetch the data set if it is not there.
+
+    Raises:
+        FileNotFoundError: where the data is not at hand.
+        ValueError: for data that is damaged, or smaller than what the recipe holds out or limits itself to.
+    """
+    if recipe.reader == "files":
+        train, test = open_pictures(recipe.dataset, data_root)
+    else:
+        train, test = load(recipe.dataset, data_root, image_size=recipe.image_size, download=download)
+    parts = {"train": train, "test": test}
+    if recipe.validation:
+        parts["train"], parts["validation"] = train.split(recipe.validation)
+    if recipe.train_limit:
+        parts["train"] = parts["train"].sample(recipe.train_limit, recipe.seed)
+    return parts
+
+
+def make_card(recipe: Recipe, parts: Parts) -> ModelCard:
+    """What it takes to build the recipe's model again and to feed it."""
+    train = parts["train"]
+    if recipe.reader == "files":
+        mean, std, size = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, recipe.image_size
+    else:
+        mean, std = (each.tolist() for each in train.channel_stats())
+        size = train.images.shape[1]
+    return ModelCard(
+        recipe.backbone,
+        recipe.head,
+        recipe.head_settings(),
+        list(train.classes),
+        list(mean),
+        list(std),
+        size,
+        ({"drop_path_rate": recipe.drop_path} if recipe.drop_path else {}) | size_settings(recipe.backbone, size),
+    )
+
+
+def build_model(card: ModelCard, parts: Parts, accelerator: Accelerator) -> ImageClassifier:
+    """A new model on the accelerator's device. A first layer that is set from data gets it from training images."""
+    model = card.build()
+    if hasattr(model.backbone, "start_from"):
+        some = parts["train"].subset(torch.arange(min(START_IMAGES, len(parts["train"]))))
+        (batch, _), *_ = DeviceLoader(some, len(some), card.mean, card.std)
+        model.backbone.start_from(batch)
+    return model.to(accelerator.device, memory_format=torch.channels_last)
+
+
+def make_loaders(
+    recipe: Recipe, parts: Parts, card: ModelCard, accelerator: Accelerator, workers: int = 0
+) -> Loaders:
+    """A loader for each part, each process its share of the images.
+
+    ``held_out`` is what epochs are judged by: the validation images where there are any, else the test images.
+
+    Args:
+        recipe: batch size, augmentation, seed.
+        parts: see :func:`prepare_data`.
+        card: mean and deviation of the images, and their size.
+        accelerator: the processes and this one's device.
+        workers: processes that read pictures, for each of the training processes; images in memory need none.
+
+    Raises:
+        ValueError: for a batch that cannot be shared out, or fewer images than a step takes.
+    """
+    processes = accelerator.num_processes
+    share, rest = divmod(recipe.batch_size, processes * recipe.accumulate)
+    if rest:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} cannot be shared out evenly over {processes} processes"
+            + f" and {recipe.accumulate} passes" * (recipe.accumulate > 1)
+        )
+    ranked = {"rank": accelerator.process_index, "world_size": processes}
+
+    def loader(part: str, **settings):
+        return make_loader(recipe, parts[part], card, accelerator.device, workers=workers, **settings)
+
+    loaders = {part: loader(part, **ranked) for part in parts if part != "train"}
+    loaders["train"] = loader("train", training=True, batch_size=share, **ranked)
+    if len(loaders["train"]) < recipe.accumulate:
+        raise ValueError(
+            f"{len(parts['train'])} training images make fewer than the {recipe.accumulate} passes of one step: "
+            f"lower batch_size or accumulate"
+        )
+    loaders["held_out"] = loaders.get("validation", loaders["test"])
+    if recipe.refresh:  # whole on every process, so that all estimate the same sub-centroids
+        loaders["train_plain"] = loader("train")
+    return loaders
+
+
+def make_loader(
+    recipe: Recipe,
+    data: LabelledImages | Pictures,
+    card: ModelCard,
+    device: torch.device | str,
+    *,
+    training: bool = False,
+    batch_size: int = EVALUATION_BATCH,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DeviceLoader | PictureLoader:
+    """A loader for one part, by the recipe's reader; shuffled and augmented for ``training``, else as it is."""
+    shares = {"shuffle": training, "seed": recipe.seed, "rank": rank, "world_size": world_size}
+    if recipe.reader == "memory":
+        varied = {"pad": recipe.pad, "flip": recipe.flip} if training else {}
+        return DeviceLoader(data, batch_size, card.mean, card.std, device, **varied, **shares)
+    names = ("crop_scale", "flip", "rand_augment", "color_jitter", "random_erasing", "interpolation")
+    return PictureLoader(
+        data,
+        batch_size,
+        card.mean,
+        card.std,
+        device,
+        image_size=recipe.image_size,
+        augmentation=Augmentation(**{name: getattr(recipe, name) for name in names}) if training else None,
+        crop_pct=recipe.crop_pct,
+        interpolation=recipe.interpolation,
+        workers=workers,
+        **shares,
+    )
