@@ -19,10 +19,23 @@ from .sinkhorn import ASSIGNMENTS, all_finite, assign, check_labels
 #: Rows scored at a time where every class is needed and no gradient is: bounds the (rows, C K) scores.
 CHUNK = 2048
 
+#: After the LayerNorm a row has length sqrt(D), unless its features are all but equal; below this it has no direction.
+NO_DIRECTION = 1e-6
+
 
 def random_unit_vectors(*shape: int, generator: torch.Generator | None = None) -> Tensor:
     """Directions drawn evenly from the sphere, (..., D), unit length."""
     return F.normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """Rows (..., D) divided by their length; a row of zeros, which has no direction, stays one.
+
+    ``F.normalize`` would multiply the gradient of such a row by 1e12, and one blank image in a batch would wreck the
+    network.
+    """
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / (length + (length < NO_DIRECTION))
 
 
 class Head(nn.Module):
@@ -122,7 +135,7 @@ class NormalizedHead(Head):
         """Raw features to unit embeddings, in float32 under autocast too: (..., D) -> (..., D)."""
         self.check_width(x)
         with torch.autocast(x.device.type, enabled=False):
-            return F.normalize(self._layer_norm(x), dim=-1)
+            return unit_length(self._layer_norm(x))
 
     def _layer_norm(self, x: Tensor) -> Tensor:
         weight = self.norm.weight

@@ -746,3 +746,18 @@ def test_heads_by_name():
     assert message(lambda: build_head("prototype", D, C)) == (
         "head must be one of softmax, cosine, frozen, dnc, got 'prototype'"
     )
+
+
+def test_a_blank_image_does_not_wreck_the_gradient():
+    """A row without direction: all features equal, as a dead ReLU leaves them."""
+    torch.manual_seed(0)
+    for build in (lambda: SubCentroidHead(16, 3, memory_size=0), lambda: CosineHead(16, 3)):
+        head, x = build(), torch.randn(8, 16)
+        x[3] = 0.0
+        x.requires_grad_(True)
+        F.cross_entropy(head(x), torch.arange(8) % 3).backward()
+        assert torch.isfinite(x.grad).all()
+        assert head.norm.bias.grad.abs().max() < 10
+        others = [i for i in range(8) if i != 3]
+        assert torch.allclose(head.embed(x)[others].norm(dim=1), torch.ones(7), atol=1e-6)
+        assert (head.embed(x)[3] == 0).all()
