@@ -173,9 +173,15 @@ def test_every_kind_of_field_can_be_changed(recipe_of):
 def test_no_field_is_forgotten(recipe_of, field):
     other = {
         "dataset": "other", "backbone": "other", "head": "cosine", "schedule": "cosine", "assignment": "nearest",
-        "start": "data", "precision": "bf16", "milestones": (7, 8),
+        "start": "data", "precision": "bf16", "milestones": (7, 8), "reader": "files", "optimizer": "adamw",
+        "interpolation": "bicubic", "rand_augment": "rand-m9", "crop_scale": (0.5, 0.75), "accumulate": 2,
     }  # fmt: skip
-    base = ["--validation", "9"] if field == "refresh" else []
+    base = {
+        "refresh": ["--validation", "9"],
+        "warmup_epochs": ["--schedule", "cosine"],
+        "mixup": ["--mix-probability", "0.5"],
+        "cutmix": ["--mix-probability", "0.5"],
+    }.get(field, [])
     before = getattr(recipes.digits_resnet8(), field)
     if field not in other:
         other[field] = (not before) if isinstance(before, bool) else type(before)(before / 2 or 0.5) or 3
@@ -216,7 +222,7 @@ def test_an_output_that_cannot_be_written(capsys, tmp_path):
 
 def test_a_run_is_not_overwritten(capsys):
     line = refused(capsys, "train", "digits_resnet8", "--output", trained().folder.parent)
-    assert "holds a run already; choose another --output or remove it" in line
+    assert "holds a run already; go on with it by --resume, choose another --output or remove it" in line
 
 
 def test_a_diverging_training_is_one_line(capsys, tmp_path):

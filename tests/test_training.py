@@ -10,8 +10,6 @@ from helpers import quick, trained, write_class_folders
 
 from dnc_lib import training
 from dnc_lib.loading import prepare_data
-from dnc_lib.optimisation import make_schedule
-from dnc_lib.recipes import digits_resnet8
 from dnc_lib.runs import METRICS, Run
 from dnc_lib.training import train
 
@@ -186,39 +184,6 @@ def test_the_final_measure_of_bf16_is_that_of_the_saved_model(tmp_path):
 def test_data_smaller_than_a_batch(tmp_path):
     result = run(tmp_path, epochs=4, train_limit=30, batch_size=128)  # one step an epoch, four in all
     assert int(weights(result)["head.updates"]) == 4
-
-
-@pytest.mark.parametrize("schedule", ["step", "one_cycle", "cosine", "constant"])
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 18])
-def test_schedules_of_any_length(schedule, steps):
-    recipe = digits_resnet8(schedule=schedule, epochs=1, milestones=(1,))
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], recipe.learning_rate)
-    scheduler = make_schedule(recipe, optimizer, steps)
-    rates = []
-    for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert all(0 <= rate <= recipe.learning_rate * 1.0001 for rate in rates)
-    if schedule in ("step", "constant"):
-        assert rates == [recipe.learning_rate] * steps
-    if schedule == "one_cycle" and steps == 18:
-        assert rates[0] == pytest.approx(recipe.learning_rate / 10)
-        assert max(rates) > 0.9 * recipe.learning_rate
-        assert rates[-1] < 0.01 * recipe.learning_rate
-
-
-def test_the_step_schedule_falls_at_its_milestones():
-    recipe = digits_resnet8(schedule="step", epochs=5, milestones=(2, 4), decay=0.1)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], recipe.learning_rate)
-    scheduler = make_schedule(recipe, optimizer, 3)
-    rates = []
-    for _ in range(5):
-        rates.append(optimizer.param_groups[0]["lr"])
-        for _ in range(3):
-            optimizer.step()
-            scheduler.step()
-    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
 
 
 def test_what_a_recipe_uses():

@@ -9,8 +9,10 @@ from .cifar import *  # noqa: F403
 from .cifar import __all__ as _cifar
 from .digits import *  # noqa: F403
 from .digits import __all__ as _digits
+from .imagenet import *  # noqa: F403
+from .imagenet import __all__ as _imagenet
 
-NAMES = (*_digits, *_cifar)
+NAMES = (*_digits, *_cifar, *_imagenet)
 
 __all__ = ["NAMES", "Recipe", "describe", "get", "parse_arm", *NAMES]
 

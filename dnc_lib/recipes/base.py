@@ -262,7 +262,8 @@ def _parse(field: dataclasses.Field, text: str) -> object:
             return tuple(number(part) for part in text.split(",") if part)
         return field.type(text)
     except (ValueError, KeyError) as error:
-        wanted = "true or false" if field.type is bool else getattr(field.type, "__name__", "numbers, by commas")
+        wanted = "true or false" if field.type is bool else field.type.__name__
+        wanted = "numbers, by commas" if field.type in TUPLES else wanted
         raise ValueError(f"{field.name} must be {wanted}, got {text!r}") from error
 
 
