@@ -130,3 +130,86 @@ def show_photographs(fig: Figure) -> None:
     fig.savefig(buffer, format="jpg", dpi=80, pil_kwargs={"quality": 80})
     plt.close(fig)
     display(Image(buffer.getvalue(), format="jpeg"))
+
+
+#: The colour of a verdict; none of them is an arm's. Beside it the verdict always stands in words.
+VERDICT_COLOURS = {
+    "held here": "#1B7837",
+    "contradicted": "#762A83",
+    "equivalent": "#1A1A1A",
+    "inconclusive": "#8C6D1F",
+    "not run": "#707070",
+}
+
+
+def forest(rows: Sequence, reach: float | None = None) -> Figure:
+    """Every claim of the ledger, a line a recipe: the published difference, ours, the margin, the verdict.
+
+    Args:
+        rows: see :func:`dnc_lib.ledger.ledger`.
+        reach: half of the axis, in points; without it, 2 or less, so that intervals which decide fit.
+
+    Returns:
+        The figure. An interval that leaves the axis ends in an arrow there.
+    """
+    if reach is None:
+        known = [difference.value or 0.0 for row in rows for difference in row.published]
+        ours = [row.ours for row in rows if row.ours.n]
+        ends = [
+            end for each in ours for end in (each.low, each.high) if each.n >= each.claim.pairs and end is not None
+        ]
+        reach = min(2.0, 1.35 * max(map(abs, [1.0, *known, *ends, *(each.mean for each in ours)])))
+    height = 0.25 * len(rows) + 0.95  # inches
+    fig, ax = plt.subplots(figsize=(9.2, height))
+    fig.subplots_adjust(left=0.43, right=0.82, bottom=0.85 / height, top=1 - 0.1 / height)
+    ax.axvline(0, color="black", linewidth=0.8, zorder=1)
+    for place, row in enumerate(rows):
+        colour, margin = VERDICT_COLOURS[row.ours.verdict], row.claim.margin
+        ax.add_patch(plt.Rectangle((-margin, place - 0.5), 2 * margin, 1, color="#ECECEC", linewidth=0))
+        _forest_words(ax, place, row, colour, first=not place or rows[place - 1].claim != row.claim)
+        known = [difference for difference in row.published if difference.value is not None]
+        shift = 0.2 if known and row.ours.n else 0.0  # so that the two do not cover each other
+        for difference in known:
+            ax.plot(difference.value, place - shift, "D", ms=5, mfc="white", mec="black", mew=1, zorder=3)
+            spot = {"textcoords": "offset points", "va": "center", "fontsize": 6.5, "color": "#505050"}
+            ax.annotate(difference.verified, (difference.value, place - shift), (6, 0), **spot)
+        if row.ours.n:
+            _forest_interval(ax, row.ours, place + shift, reach, colour)
+        elif row.published and not known:
+            words = "published, but not known to us"
+            ax.text(0, place, words, fontsize=6.5, color="#505050", ha="center", va="center")
+        elif not known:
+            ax.plot([-reach, reach], [place, place], ":", color="#B0B0B0", lw=0.8, zorder=1)
+    ax.set(xlim=(-reach, reach), ylim=(len(rows) - 0.5, -0.5), yticks=[], xlabel="first arm minus second, in points")
+    ax.spines["left"].set_visible(False)
+    handles = [
+        ax.plot([], [], "D", ms=5, mfc="white", mec="black", mew=1, label="published")[0],
+        ax.plot([], [], "o-", ms=4.5, lw=2, color="black", label="ours, 95 % interval")[0],
+        plt.Rectangle((0, 0), 1, 1, color="#ECECEC", label="margin: no difference that matters"),
+    ]
+    fig.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.03, 0.0), fontsize=7.5)
+    return fig
+
+
+def _forest_words(ax: Axes, place: int, row, colour: str, first: bool) -> None:
+    """Left of the axis the claim, on its first line, and the recipe; right of it the verdict."""
+    style = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 8}  # x in shares of the axis
+    if first:
+        ax.text(-1.1, place, row.claim.id, fontweight="bold", **style)
+        ax.plot([-1.1, 1.48], [place - 0.5] * 2, transform=style["transform"], color="#CFCFCF", lw=0.6, clip_on=False)
+    recipe = row.recipe if len(row.recipe) < 38 else row.recipe[:36] + "…"
+    ax.text(-0.03, place, recipe, ha="right", color="black" if row.ours.n else colour, **style)
+    n, wanted = row.ours.n, row.claim.pairs
+    pairs = f", {n} of {wanted} pairs" if n < wanted else f", {n} pairs"
+    ax.text(1.03, place, row.ours.verdict + pairs * bool(n), color=colour, **style)
+
+
+def _forest_interval(ax: Axes, ours, place: float, reach: float, colour: str) -> None:
+    """A dot for the mean, a line for the interval, and an arrow where it leaves the axis."""
+    ends = [ours.mean if end is None else end for end in (ours.low, ours.high)]
+    ax.plot(np.clip(ends, -reach, reach), [place, place], color=colour, lw=2, zorder=3)
+    for end, side, marker in ((ends[0], -1, "<"), (ends[1], 1, ">")):
+        if side * end > reach:
+            ax.plot(side * reach, place, marker, color=colour, ms=6, clip_on=False, zorder=4)
+    if abs(ours.mean) <= reach:
+        ax.plot(ours.mean, place, "o", color=colour, ms=4.5, zorder=4)
