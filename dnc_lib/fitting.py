@@ -137,13 +137,15 @@ class Fitting:
         Raises:
             FloatingPointError: where the loss is no longer a number.
         """
-        while self.epoch < self.recipe.epochs:
-            self._train_epoch(bar, after_step)
-            started = time.perf_counter()
-            self._finish_epoch()
-            self.clock.elsewhere += time.perf_counter() - started
-            self.curve[-1]["seconds"] = self.clock.seconds
-            after_epoch()
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # the caller's random numbers go on as if nothing had been
+            while self.epoch < self.recipe.epochs:
+                self._train_epoch(bar, after_step)
+                started = time.perf_counter()
+                self._finish_epoch()
+                self.clock.elsewhere += time.perf_counter() - started
+                self.curve[-1]["seconds"] = self.clock.seconds
+                after_epoch()
         # Accelerate makes the model's forward autocast; what follows is measured in full precision.
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
@@ -248,12 +250,18 @@ class Fitting:
             return
         features, labels = (torch.cat(part) for part in zip(*seen, strict=True))
         if self.accelerator.num_processes > 1:
-            features, labels = self.accelerator.gather((features, labels))
+            features, labels = (self._gather(part) for part in (features, labels))
         self._check_loss(self.sums[0])
         head.update(features, labels)
         if self.accelerator.num_processes > 1 and not head.frozen:
             # Each rank has computed the same, up to the order in which its GPU adds; the main one's is taken.
             broadcast(head.subcentroids)
+
+    def _gather(self, part: Tensor) -> Tensor:
+        """The rows of all processes, in the order in which one process alone would have seen them: rank r has every
+        world-size-th image, from the r-th on. So the memory drops the same ones, however many processes there are."""
+        rows = self.accelerator.gather(part).unflatten(0, (self.accelerator.num_processes, -1))
+        return rows.transpose(0, 1).flatten(0, 1)
 
     def _look(self, bar: tqdm | None) -> None:
         """Read the loss, which waits for the device."""

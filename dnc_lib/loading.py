@@ -44,7 +44,7 @@ def prepare_data(recipe: Recipe, data_root: str | Path | None = None, *, downloa
     if recipe.validation:
         parts["train"], parts["validation"] = train.split(recipe.validation)
     if recipe.train_limit:
-        parts["train"] = parts["train"].sample(recipe.train_limit, recipe.seed)
+        parts["train"] = parts["train"].sample(recipe.train_limit)
     return parts
 
 

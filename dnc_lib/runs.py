@@ -98,7 +98,7 @@ def write_json(value: dict, path: Path) -> None:
     """Write a record as people and ``git diff`` read it, under a temporary name first."""
     part = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        part.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path i
 def floors() -> dict[str, int]:
     """Floor of each file, as CONTRIBUTING.md has them."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^(\d)\. ((?:`[\w/]+`(?:, )?)+)$", text, re.MULTILINE)
+    lines = re.findall(r"^(\d+)\. ((?:`[\w/]+`(?:, )?)+)$", text, re.MULTILINE)
     return {name.rstrip("/"): int(floor) for floor, names in lines for name in re.findall(r"`([\w/]+)`", names)}
 
 
@@ -62,10 +62,12 @@ def test_no_two_files_of_a_floor_import_each_other():
 def test_the_library_is_quiet(module):
     tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
     called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    for word in ("print", "torch.set_num_threads", "np.random.seed", "random.seed", "set_seed", "plt.show"):
+    for word in ("print", "torch.set_num_threads", "set_seed", "plt.show"):
         assert word not in called
-    if module != "training":  # inside a fork of the generators
+    if module not in ("training", "fitting", "comparisons"):  # inside a fork of the generators
         assert "torch.manual_seed" not in called
+    if module not in ("mixing", "data/picture_loader"):  # timm draws from these; they are lent to it and set back
+        assert not called & {"np.random.seed", "random.seed"}
 
 
 NAMES = (

@@ -213,7 +213,7 @@ class Views(Dataset):
         try:
             picture, label = self.data.read(i)
         except ValueError as error:
-            raise
+            return ValueError(str(error))  # its cause may hold what cannot be sent
         if self.seed is None:
             return self.transform(picture), label
         with _seeded(self.seed, epoch, i):

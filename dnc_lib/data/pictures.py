@@ -134,7 +134,7 @@ def open_pictures(dataset: str, root: Path | None = None) -> tuple[Pictures, Pic
     - a folder of tar files, one a class, ``train/<class>.tar``
     - a tar file of class folders, or of tar files, one a class: ``train.tar``
     - WebDataset shards ``train-0000.tar``, ... (or ``imagenet1k-train-0000.tar``, ...) with ``.cls`` members; a file
-      ``classes.txt`` gives names to the class numbers, one a line
+      ``classes.txt`` gives names to the class numbers, one a line, up to a tab if there is one
 
     Args:
         dataset: the folder's name below ``root``; ``wds/NAME`` looks for shards only.
@@ -197,13 +197,12 @@ def _find_files(where: Path, name: str) -> _Part | None:
 
 
 def _find_shards(where: Path, name: str) -> _Part | None:
-    shards, listed = (
-        sorted(where.glob(f"{name}-*.tar")) or sorted(where.glob(f"*-{name}-*.tar")),
-        where / "classes.txt",
-    )
+    shards = sorted(where.glob(f"{name}-*.tar")) or sorted(where.glob(f"*-{name}-*.tar"))
     if not shards:
         return None
-    classes = tuple(listed.read_text(encoding="utf-8").splitlines()) if listed.is_file() else ()
+    listed = where / "classes.txt"
+    lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    classes = tuple(line.partition("\t")[0] for line in lines)
     entries = [entry for path in shards for entry in list_shard(path, classes)]
     if not classes and name == "train":  # then a label is its number, and every number up to the highest is a class
         classes = tuple(map(str, range(1 + max((int(entry.label) for entry in entries), default=-1))))

@@ -203,6 +203,18 @@ def test_workers_may_be_started_afresh(data):
     assert spawned[0][1] == views[0, 3][1]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_copied_ahead_to_a_gpu_are_the_same(data, workers):
+    on_cpu, on_gpu = training(data), training(data, workers=workers, device="cuda")
+    for (images, labels), (there, labels_there) in zip(on_cpu, on_gpu, strict=True):
+        assert there.device.type == labels_there.device.type == "cuda"
+        assert there.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(there.cpu(), images)
+        assert torch.equal(labels_there.cpu(), labels)
+    assert on_gpu.epoch == 1
+
+
 def test_crops_take_the_asked_share_of_the_area(tree):
     """A picture whose red grows with the column: a crop's red tells how much of the width it took."""
     ramp = np.zeros((64, 64, 3), dtype=np.uint8)

@@ -136,7 +136,7 @@ def layouts(files, root):
         pack(root / "nested" / f"{name}.tar", {label: path.read_bytes() for label, path in tars.items()})
         shards(root / "shards", name, members)
         shards(root / "named", f"imagenet1k-{'validation' if name == 'val' else name}", members)
-    (root / "shards" / "classes.txt").write_text("n01440764\nn01443537\nn01484850\n")
+    (root / "shards" / "classes.txt").write_text("n01440764\ttench\nn01443537\tgoldfish\nn01484850\n")
 
 
 @pytest.mark.parametrize("form", ["tar", "dotted", "tars", "nested", "shards", "named", "wds/shards"])

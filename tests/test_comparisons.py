@@ -1,0 +1,141 @@
+import json
+
+import pytest
+from helpers import quick, random_images
+
+from dnc_lib import comparisons
+from dnc_lib.comparisons import compare, fit_once, summarize
+from dnc_lib.training import make_accelerator, train
+
+pytestmark = pytest.mark.filterwarnings("ignore:momentum .* of the random start")
+
+ARMS = {"softmax": {"head": "softmax"}, "dnc": {"head": "dnc"}}
+BRIEF = {"epochs": 1, "train_limit": 200}
+
+
+def brief(output, arms=ARMS, seeds=(0, 1), **changes):
+    return compare(quick(**{**BRIEF, **changes}), arms, seeds, output, progress=False)
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """Trainings that take no time: the accuracy tells arm and seed. Gives the list of those done."""
+    done = []
+
+    def pretend(recipe, *_):
+        done.append((recipe.head, recipe.num_subcentroids, recipe.seed))
+        return {"accuracy": 90.0 + recipe.seed + (recipe.head == "dnc"), "seconds": 1.0}
+
+    monkeypatch.setattr(comparisons, "fit_once", pretend)
+    return done
+
+
+def test_results_are_those_of_single_trainings(tmp_path):
+    manifest = brief(tmp_path / "pairs.json")
+    assert [(each["arm"], each["seed"]) for each in manifest["results"]] == [
+        ("softmax", 0), ("dnc", 0), ("softmax", 1), ("dnc", 1),
+    ]  # fmt: skip
+    alone = train(quick(**BRIEF, head="dnc", seed=1), output=tmp_path / "runs", progress=False).manifest
+    result = manifest["results"][3]
+    for key in ("accuracy", "top5", "loss", "drift", "usage", "train_loss"):
+        assert result[key] == alone["curve"][-1][key]
+    assert result["accuracy"] == alone["final"]["accuracy"]
+    assert result["start_kept"] == alone["start_kept"]
+    assert manifest["data"] == alone["data"]
+    assert json.loads((tmp_path / "pairs.json").read_text())["results"] == manifest["results"]
+
+
+def test_arms_of_a_seed_begin_with_the_same_backbone_and_see_the_same_batches(monkeypatch):
+    seen = {}
+    step = comparisons.Fitting._train_step
+
+    def watching(fitting, batches):
+        if fitting.steps_done == 0:
+            first = fitting.model.backbone.conv.weight.detach().clone()
+            batch = next(iter(fitting.loaders["train"]))[0]
+            seen[fitting.recipe.head, fitting.recipe.seed] = (first, batch)
+        step(fitting, batches)
+
+    monkeypatch.setattr(comparisons.Fitting, "_train_step", watching)
+    parts = {"train": random_images(64), "test": random_images(16, seed=1)}
+    for head in ("softmax", "cosine", "frozen", "dnc"):
+        for seed in (0, 1):
+            recipe = quick(epochs=1, batch_size=16, head=head, seed=seed)
+            fit_once(recipe, parts, make_accelerator("no"))
+    for head in ("cosine", "frozen", "dnc"):
+        assert all((one == other).all() for one, other in zip(seen["softmax", 0], seen[head, 0], strict=True))
+    assert all((one != other).any() for one, other in zip(seen["dnc", 0], seen["dnc", 1], strict=True))
+
+
+def test_it_goes_on_with_what_is_missing(tmp_path, pretended):
+    output = tmp_path / "pairs.json"
+    brief(output, seeds=[0])
+    brief(output, seeds=[0, 2])
+    more = brief(output, ARMS | {"K = 1": {"head": "dnc", "num_subcentroids": 1}}, seeds=[2])
+    assert pretended == [
+        ("softmax", 4, 0), ("dnc", 4, 0), ("softmax", 4, 2), ("dnc", 4, 2), ("dnc", 1, 2),
+    ]  # fmt: skip
+    assert more["summary"]["dnc"] == {"n": 2, "mean": 92.0, "sd": pytest.approx(2**0.5)}
+    assert more["summary"]["K = 1"] == {"n": 1, "mean": 93.0, "sd": None}
+    assert [pair["arms"] for pair in more["paired"]] == [["dnc", "softmax"]]  # the others have one seed in common
+
+
+def test_a_crash_loses_one_training(tmp_path, monkeypatch, pretended):
+    pretend = comparisons.fit_once
+
+    def fails(recipe, *words):
+        if recipe.seed == 1:
+            raise KeyboardInterrupt
+        return pretend(recipe, *words)
+
+    monkeypatch.setattr(comparisons, "fit_once", fails)
+    with pytest.raises(KeyboardInterrupt):
+        brief(tmp_path / "pairs.json")
+    assert len(json.loads((tmp_path / "pairs.json").read_text())["results"]) == 2
+    monkeypatch.setattr(comparisons, "fit_once", pretend)
+    assert len(brief(tmp_path / "pairs.json")["results"]) == 4
+    assert len(pretended) == 4
+
+
+def test_another_comparison_is_not_overwritten(tmp_path, pretended):
+    output = tmp_path / "pairs.json"
+    brief(output)
+    for changes in ({"epochs": 2}, {"learning_rate": 0.5}):
+        with pytest.raises(ValueError, match=r"pairs.json holds another comparison: name another output"):
+            brief(output, **changes)
+    with pytest.raises(ValueError, match="holds another comparison"):
+        brief(output, {"dnc": {"head": "dnc", "momentum": 0.5}})
+    for damaged in ("{", "[]", '{"kind": "comparison"}'):
+        output.write_text(damaged)
+        with pytest.raises(ValueError, match=r"pairs.json is damaged or no comparison"):
+            brief(output)
+        assert output.read_text() == damaged
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"arms": {}}, "a comparison needs one arm and one seed or more"),
+        ({"seeds": []}, "a comparison needs one arm and one seed or more"),
+        ({"arms": {"a": {"speed": 1}}}, "a recipe has no field speed. Did you mean seed?"),
+    ],
+)
+def test_refusals(tmp_path, words, message):
+    with pytest.raises(ValueError, match=message):
+        brief(tmp_path / "pairs.json", **words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_summary_is_arithmetic():
+    results = [
+        {"arm": arm, "seed": seed, "accuracy": accuracy}
+        for arm, accuracies in {"a": (1.0, 2.0, 3.0), "b": (2.0, 4.0, 6.0), "c": (5.0,)}.items()
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    made = summarize(results, ["a", "b", "c", "d"])
+    assert made["summary"] == {
+        "a": {"n": 3, "mean": 2.0, "sd": 1.0},
+        "b": {"n": 3, "mean": 4.0, "sd": 2.0},
+        "c": {"n": 1, "mean": 5.0, "sd": None},
+    }
+    assert made["paired"] == [{"arms": ["b", "a"], "n": 3, "mean": 2.0, "sd": 1.0, "p": 0.25}]  # 2 of 2^3 flips
