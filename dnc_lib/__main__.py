@@ -145,7 +145,9 @@ def _train(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         download=options.download,
     )
-    print(f"{run.folder}: accuracy {run.manifest['final']['accuracy']:.2f} % in {run.manifest['seconds']:.0f} s")
+    final, seconds, waiting = (run.manifest.get(key) for key in ("final", "seconds", "wait_share"))
+    waited = "" if waiting is None else f", {waiting:.0%} of the training steps waiting for data"
+    print(f"{run.folder}: accuracy {final['accuracy']:.2f} % in {seconds:.0f} s{waited}")
     return 0
 
 

@@ -15,6 +15,7 @@ from dnc_lib import recipes, training
 from dnc_lib.__main__ import main
 from dnc_lib.recipes import Recipe
 from dnc_lib.runs import MANIFEST, MODEL, Run
+from dnc_lib.signals import Stopped
 
 
 def dnc(*words, **settings):
@@ -109,7 +110,7 @@ def test_recipes_lists_every_recipe(capsys):
     assert all("Expect" in line for line in lines[1:])
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["recipes"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["compare"], ["evaluate"], ["recipes"]])
 def test_help(capsys, command):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
@@ -253,6 +254,65 @@ def test_warnings_are_one_line_without_code(capsys, monkeypatch):
         warnings.simplefilter("always")
         main(["train", "digits_resnet8"])
     assert capsys.readouterr().err == "dnc: warning: mostly random\ndnc: stopped\n"
+
+
+# --- compare --------------------------------------------------------------------------------------------------------
+
+
+def test_compare_writes_its_manifest_and_prints_means_and_pairs(capsys, tmp_path):
+    output = tmp_path / "pairs.json"
+    words = ["compare", "digits_resnet8", "--epochs", "1", "--quiet", "--output", str(output), "--profile", "smoke"]
+    words += ["--arm", "softmax", "--arm", "dnc num_subcentroids=1 momentum=0.5"]
+    assert main([*words, "--seeds", "0", "1"]) == 0
+    manifest = json.loads(output.read_text())
+    lines = capsys.readouterr().out.splitlines()
+    means = {arm: each["mean"] for arm, each in manifest["summary"].items()}
+    assert list(means) == ["softmax", "dnc num_subcentroids=1 momentum=0.5"]
+    assert lines[0] == f"softmax: {means['softmax']:.2f} ± {manifest['summary']['softmax']['sd']:.2f} % over 2 seeds"
+    (pair,) = manifest["paired"]
+    assert lines[2].startswith("dnc num_subcentroids=1 momentum=0.5 minus softmax: ")
+    assert lines[2].endswith(f"{pair['mean']:+.2f} points, p = {pair['p']:.3g} over 2 pairs")
+    assert manifest["profile"] == "smoke"
+    assert manifest["recipe"]["epochs"] == 1
+
+
+def test_refusals_of_compare(capsys, tmp_path):
+    out = ["--output", tmp_path / "pairs.json"]
+    assert "arm 'svm': 'svm' is neither a head" in refused(
+        capsys, "compare", "digits_resnet8", "--arm", "svm", *out
+    )
+    assert "profile must be one of full, smoke, got 'fast'" in refused(
+        capsys, "compare", "digits_resnet8", "--profile", "fast", *out
+    )
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "digits_resnet8"])
+    assert stop.value.code == 2
+    assert "--output" in capsys.readouterr().err
+
+
+def test_a_stopped_training_has_the_status_of_sigterm(capsys, monkeypatch):
+    def stopped(*_, **__):
+        raise Stopped("stopped at step 3 of epoch 2, as asked")
+
+    monkeypatch.setattr(training, "train", stopped)
+    assert main(["train", "digits_resnet8"]) == 143
+    assert capsys.readouterr().err == "dnc: stopped at step 3 of epoch 2, as asked\n"
+
+
+def test_train_passes_on_what_is_no_field_of_the_recipe(monkeypatch, tmp_path):
+    seen = {}
+
+    def pretend(recipe, *_, **options):
+        seen.update(options)
+        return Run(tmp_path, {"final": {"accuracy": 0.0}, "seconds": 0.0})
+
+    monkeypatch.setattr(training, "train", pretend)
+    words = ["--resume", "--snapshot-seconds", "30", "--workers", "3", "--profile", "smoke", "--quiet", "--download"]
+    assert main(["train", "digits_resnet8", *words]) == 0
+    assert seen == {
+        "resume": True, "snapshot_seconds": 30.0, "workers": 3, "profile": "smoke", "progress": False,
+        "download": True,
+    }  # fmt: skip
 
 
 # --- evaluate -------------------------------------------------------------------------------------------------------
