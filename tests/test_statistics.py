@@ -221,6 +221,14 @@ def test_detectable_agrees_with_the_noncentral_t(pairs, power, level):
     assert stats.nct.sf(threshold, pairs - 1, noncentrality) == pytest.approx(power, abs=1e-4)
 
 
+def test_power_counts_both_tails():
+    noncentrality = detectable(1.0, 10, power=0.6, level=0.5) * math.sqrt(10)
+    threshold = stats.t.isf(0.25, 9)
+    upper, lower = stats.nct.sf(threshold, 9, noncentrality), stats.nct.cdf(-threshold, 9, noncentrality)
+    assert lower > 0.05
+    assert upper + lower == pytest.approx(0.6, abs=1e-4)
+
+
 def test_detectable_is_what_simulation_finds():
     rng = np.random.default_rng(0)
     sd, pairs, draws = 0.25, 6, 20_000

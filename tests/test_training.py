@@ -264,6 +264,7 @@ def test_two_processes_keep_the_same_model_and_leave_one_run(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "both processes agree" in done.stdout
+    assert done.stdout.count(": accuracy ") == 1  # one of them speaks
     (folder,) = output.iterdir()
     run = Run.load(folder)
     assert run.manifest["processes"] == 2
