@@ -251,8 +251,11 @@ class Fitting:
         features, labels = (torch.cat(part) for part in zip(*seen, strict=True))
         if self.accelerator.num_processes > 1:
             features, labels = (self._gather(part) for part in (features, labels))
-        self._check_loss(self.sums[0])
-        head.update(features, labels)
+        try:
+            head.update(features, labels)
+        except ValueError:  # where the features are no numbers, the loss tells of it in words about training
+            self._check_loss(self.sums[0])
+            raise
         if self.accelerator.num_processes > 1 and not head.frozen:
             # Each rank has computed the same, up to the order in which its GPU adds; the main one's is taken.
             broadcast(head.subcentroids)
