@@ -92,6 +92,7 @@ def execute(path: Path, folder: Path) -> str:
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
+        coalesce_streams=True,  # a slow machine sends the same text in more pieces
         extra_arguments=["--IPKernelApp.log_level=40"],
         on_cell_start=progress,
     )
