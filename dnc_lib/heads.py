@@ -19,7 +19,7 @@ from .sinkhorn import ASSIGNMENTS, all_finite, assign, check_labels
 #: Rows scored at a time where every class is needed and no gradient is: bounds the (rows, C K) scores.
 CHUNK = 2048
 
-#: After the LayerNorm a row has length sqrt(D), unless its features are all but equal; below this it has no direction.
+#: After the LayerNorm a row has length sqrt(D), unless its features are all but equal; below this, no direction.
 NO_DIRECTION = 1e-6
 
 
@@ -300,17 +300,39 @@ class SubCentroidHead(NormalizedHead):
             x, labels = x[correct], labels[correct]
             if len(labels) == 0:
                 return
-        groups = [ClassTiles(x, labels, self.num_classes), ClassTiles(*self.memory.stored(), self.num_classes)]
-        scores = [group.own_scores(self.subcentroids) for group in groups]
-        self._count_wins(scores[0], labels)
+        remembered, their_labels = self.memory.stored()
         self.updates += 1
-        if self.frozen:
-            return
-        keep = torch.full_like(self.wins, self.momentum, dtype=self.subcentroids.dtype)
-        if self.start == "data":
-            keep[~self.moved] = 0.0
-        self._move(*self._assigned_sums(groups, scores), keep)
-        self.memory.push(x, labels)
+        if len(labels) + len(their_labels) >= self.num_classes:
+            self._update_classes(slice(None), (x, labels), (remembered, their_labels))
+        else:  # most of many classes have no sample here, and need not be walked
+            present, index = torch.cat([labels, their_labels]).unique(return_inverse=True)
+            ours, theirs = index.split([len(labels), len(their_labels)])
+            self._update_classes(present, (x, ours), (remembered, theirs))
+        if not self.frozen:
+            self.memory.push(x, labels)
+
+    def _update_classes(
+        self, classes: Tensor | slice, batch: tuple[Tensor, Tensor], memory: tuple[Tensor, Tensor]
+    ) -> None:
+        """Count, assign and move for some classes.
+
+        Args:
+            classes: which; all, or their numbers (C',).
+            batch: unit embeddings (N, D) and labels (N,) that count within ``classes``.
+            memory: the same of the past, (M, D) and (M,).
+        """
+        p, moved, wins = (buffer[classes] for buffer in (self.subcentroids, self.moved, self.wins))  # views of all
+        groups = [ClassTiles(*samples, len(p)) for samples in (batch, memory)]
+        scores = [group.own_scores(p) for group in groups]
+        nearest = batch[1] * self.num_subcentroids + scores[0].argmax(1)
+        wins += torch.bincount(nearest, minlength=wins.numel()).view_as(wins)
+        if not self.frozen:
+            keep = torch.full_like(wins, self.momentum, dtype=p.dtype)
+            if self.start == "data":
+                keep[~moved] = 0.0
+            _move(p, moved, *self._assigned_sums(groups, scores, p), keep)
+        if not isinstance(classes, slice):  # of some classes they are copies
+            self.subcentroids[classes], self.moved[classes], self.wins[classes] = p, moved, wins
 
     @torch.no_grad()
     def estimate(self, x: Tensor, labels: Tensor, rounds: int = 10) -> None:
@@ -341,8 +363,8 @@ class SubCentroidHead(NormalizedHead):
         self._start_from_samples(tiles, available)
         settled = (available <= self.num_subcentroids).unsqueeze(1)  # each sample is a sub-centroid already
         for _ in range(rounds):
-            sums, counts = self._assigned_sums([tiles], [tiles.own_scores(self.subcentroids)])
-            self._move(sums, counts.masked_fill(settled, 0), torch.zeros_like(counts))
+            sums, counts = self._assigned_sums([tiles], [tiles.own_scores(self.subcentroids)], self.subcentroids)
+            _move(self.subcentroids, self.moved, sums, counts.masked_fill(settled, 0), torch.zeros_like(counts))
         self.memory.clear()
 
     def _start_from_samples(self, tiles: ClassTiles, available: Tensor) -> None:
@@ -365,48 +387,29 @@ class SubCentroidHead(NormalizedHead):
             nearest = torch.maximum(nearest, tiles.own_scores(start.unsqueeze(1)).squeeze(1))
             wanted = (-nearest).index_fill_(0, index[available > 0], -torch.inf)
 
-    def _assigned_sums(self, groups: list[ClassTiles], scores: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _assigned_sums(
+        self, groups: list[ClassTiles], scores: list[Tensor], subcentroids: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Assign all groups together, by their own-class scores (N, K); sum (C, K, D) and number (C, K) of the
-        embeddings that each sub-centroid got."""
+        embeddings that each of these sub-centroids (C, K, D) got."""
         labels = torch.cat([group.labels for group in groups])
         together = torch.cat(scores)
         generator = None
         if self.assignment == "random":  # by seed and update: all ranks draw the same, and so does a resumed run
             generator = torch.Generator(labels.device).manual_seed(self.seed * 1_000_003 + int(self.updates))
-        chosen = assign(together, labels, self.num_classes, self.assignment, self.epsilon, self.iterations, generator)
-        sums = torch.zeros_like(self.subcentroids, dtype=together.dtype)
+        settings = (self.assignment, self.epsilon, self.iterations, generator)
+        chosen = assign(together, labels, len(subcentroids), *settings)
+        sums = torch.zeros_like(subcentroids, dtype=together.dtype)
         counts = sums.new_zeros(sums.shape[:2])
         for group, part in zip(groups, chosen.split([len(group) for group in groups]), strict=True):
             group.add_sums(part, sums, counts)
         return sums, counts
-
-    def _move(self, sums: Tensor, counts: Tensor, keep: Tensor) -> None:
-        """p <- normalise(keep * p + (1 - keep) * normalise(sum)), for every sub-centroid that got samples.
-
-        Where the samples cancel out there is no direction to move in. A block of classes at a time, so that what
-        lies between stays in the cache. sums (C, K, D), counts and keep (C, K).
-        """
-        length = block_length(sums[0].numel(), sums.device)
-        parts = (each.split(length) for each in (self.subcentroids, self.moved, sums, counts, keep))
-        for p, moved, total, count, kept in zip(*parts, strict=True):
-            target = p.to(total.dtype).lerp(F.normalize(total, dim=-1), 1 - kept.unsqueeze(-1).to(total.dtype))
-            norm = torch.linalg.vector_norm(target, dim=-1)  # (classes, K)
-            stays = (count == 0) | (norm == 0)
-            target /= norm.unsqueeze(-1)
-            target[stays] = p[stays].to(target.dtype)
-            p.copy_(target)
-            moved |= ~stays
 
     def _nearest_class(self, x: Tensor) -> Tensor:
         """Class of the nearest sub-centroid for unit embeddings (N, D) -> (N,), a chunk of rows at a time."""
         vectors = self.subcentroids.flatten(0, 1)
         nearest = [F.linear(part, vectors).argmax(1) for part in x.split(CHUNK)]
         return torch.cat(nearest) // self.num_subcentroids
-
-    def _count_wins(self, scores: Tensor, labels: Tensor) -> None:
-        """Which of its class's sub-centroids lies nearest, by own-class scores (N, K)."""
-        nearest = labels * self.num_subcentroids + scores.argmax(1)
-        self.wins += torch.bincount(nearest, minlength=self.wins.numel()).view_as(self.wins)
 
     def usage(self) -> Tensor:
         """Share of a class's training samples whose nearest own sub-centroid this is: (C, K), counted since the
@@ -441,6 +444,24 @@ class SubCentroidHead(NormalizedHead):
         parts += [f"temperature={self.temperature}", f"assignment={self.assignment!r}"]
         parts += ["correct_only=True"] * self.correct_only + ["frozen=True"] * self.frozen
         return ", ".join(parts)
+
+
+def _move(subcentroids: Tensor, moved: Tensor, sums: Tensor, counts: Tensor, keep: Tensor) -> None:
+    """p <- normalise(keep * p + (1 - keep) * normalise(sum)), in place, for every sub-centroid that got samples.
+
+    Where the samples cancel out there is no direction to move in. A block of classes at a time, so that what
+    lies between stays in the cache. subcentroids and sums (C, K, D); moved, counts and keep (C, K).
+    """
+    length = block_length(sums[0].numel(), sums.device)
+    parts = (each.split(length) for each in (subcentroids, moved, sums, counts, keep))
+    for p, has_moved, total, count, kept in zip(*parts, strict=True):
+        target = p.to(total.dtype).lerp(F.normalize(total, dim=-1), 1 - kept.unsqueeze(-1).to(total.dtype))
+        norm = torch.linalg.vector_norm(target, dim=-1)  # (classes, K)
+        stays = (count == 0) | (norm == 0)
+        target /= norm.unsqueeze(-1)
+        target[stays] = p[stays].to(target.dtype)
+        p.copy_(target)
+        has_moved |= ~stays
 
 
 HEADS = ("softmax", "cosine", "frozen", "dnc")

@@ -761,3 +761,25 @@ def test_a_blank_image_does_not_wreck_the_gradient():
         others = [i for i in range(8) if i != 3]
         assert torch.allclose(head.embed(x)[others].norm(dim=1), torch.ones(7), atol=1e-6)
         assert (head.embed(x)[3] == 0).all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"start": "data"}, {"assignment": "random"}, {"frozen": True}])
+def test_classes_without_samples_are_not_walked_and_nothing_changes(settings):
+    """Many classes, few samples: the update sees those that occur alone. It is that of a head of these classes."""
+    torch.manual_seed(0)
+    occur = torch.tensor([3, 40, 41, 97])
+    many = SubCentroidHead(16, 100, 3, momentum=0.5, memory_size=30, **settings)
+    few = SubCentroidHead(16, 4, 3, momentum=0.5, memory_size=30, **settings)
+    few.subcentroids.copy_(many.subcentroids[occur])
+    before = many.subcentroids.clone()
+    for _ in range(4):
+        x, labels = torch.randn(20, 16), torch.randint(0, 4, (20,))
+        many.update(x, occur[labels])
+        few.update(x, labels)
+    for name in ("subcentroids", "moved", "wins"):
+        assert torch.equal(getattr(many, name)[occur], getattr(few, name)), name
+    rest = torch.ones(100, dtype=torch.bool)
+    rest[occur] = False
+    assert torch.equal(many.subcentroids[rest], before[rest])
+    assert many.wins[rest].sum() == 0
+    assert len(many.memory) == len(few.memory)
