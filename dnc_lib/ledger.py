@@ -97,7 +97,7 @@ def runs_of(records: Iterable[Record], recipe: str, arm: str) -> dict[int, Recor
     Args:
         records: from :func:`load_results`.
         recipe: as a record names it.
-        arm: in any spelling that :func:`dnc_lib.recipes.base.parse_arm` reads.
+        arm: in any spelling that :func:`dnc_lib.recipes.parse_arm` reads.
 
     Raises:
         ValueError: where two records of a seed disagree: which of them counts is not for a program to choose.

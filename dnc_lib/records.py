@@ -124,7 +124,7 @@ def validate(manifest: dict, name: str = "the manifest") -> None:
     """Check a manifest of either kind against the schema that travels with the package, ``schemas/manifest.json``.
 
     Args:
-        manifest: as :func:`read_manifest` returns it.
+        manifest: as :func:`~dnc_lib.records.read_manifest` returns it.
         name: for the message.
 
     Raises:
@@ -150,7 +150,7 @@ def canonical_arm(text: str, recipe: str) -> str:
     """An arm as records of this recipe name it: fields in the recipe's order, those that change nothing left out.
 
     Args:
-        text: a head and what is changed, see :func:`dnc_lib.recipes.base.parse_arm`.
+        text: a head and what is changed, see :func:`dnc_lib.recipes.parse_arm`.
         recipe: a recipe's name, as a record has it.
     """
     base = _base(recipe.partition(" ")[0])

@@ -73,12 +73,12 @@ class Passes:
 
 
 class DeviceLoader(Passes):
-    """Normalised batches of a :class:`LabelledImages`, shuffled and augmented on the device.
+    """Normalised batches of a :class:`~dnc_lib.data.arrays.LabelledImages`, shuffled and augmented on the device.
 
     A batch is gathered, cropped and flipped by one index operation on the uint8 images, then normalised. Crops come
     from images padded by the mean colour, which is zero after the normalisation. The order and the augmentation of
     an epoch depend on (seed, epoch) alone, not on the device or on earlier epochs. For the order, ``epoch`` and
-    ``skip`` see :class:`Passes`.
+    ``skip`` see :class:`~dnc_lib.data.loader.Passes`.
 
     Args:
         data: the images.
