@@ -119,7 +119,8 @@ def train(
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """Processes, device and precision. No buffer travels at each forward pass: see :class:`Fitting` for what does."""
+    """Processes, device and precision. No buffer travels at a forward pass; :class:`~dnc_lib.fitting.Fitting` shares
+    what must be."""
     # Accelerate keeps one state a process and refuses a second precision; a notebook may well train twice.
     AcceleratorState._reset_state()
     return Accelerator(
