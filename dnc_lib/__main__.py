@@ -13,6 +13,13 @@ from .recipes import Recipe
 from .recipes.base import TUPLES, field_help
 from .signals import Stopped
 
+#: What torch says, and what to do about it.
+_ADVICE = {
+    "DataLoader worker": "a process that reads pictures died, often for want of memory; try fewer --workers",
+    "out of memory": "lower --batch-size or --memory-size, or raise --accumulate",
+    "can't allocate memory": "lower --batch-size or --memory-size, or raise --accumulate",
+}
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``dnc``; a wrong input is one line on stderr and exit status 2."""
@@ -30,6 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     except Stopped as stopped:  # the status of a process that SIGTERM ended, so that a scheduler is not misled
         print(f"dnc: {stopped}", file=sys.stderr)
         return 143
+    except RuntimeError as error:
+        if not (advice := next((text for sign, text in _ADVICE.items() if sign in str(error)), "")):
+            raise
+        print(f"dnc: {' '.join(str(error).split())[:200]}: {advice}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("dnc: stopped", file=sys.stderr)
         return 130
@@ -154,6 +166,8 @@ def _train(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     recipe = _recipe(options)
+    if hasattr(options, "field_seed"):
+        raise ValueError("a comparison takes --seeds, for all of its arms, not --seed")
     arms = {name: recipes.parse_arm(name) for name in options.arm or HEADS}
     from .comparisons import compare
 
@@ -164,6 +178,7 @@ def _compare(options: argparse.Namespace) -> int:
         options.output,
         options.data_root,
         profile=options.profile,
+        workers=options.workers,
         progress=not options.quiet,
         download=options.download,
     )

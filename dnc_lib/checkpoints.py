@@ -55,6 +55,9 @@ def save_model(model: ImageClassifier, card: ModelCard, path: str | Path, *, mem
         card: how to build it again.
         path: of the file.
         memory: keep the head's memory, to go on training; exports leave it out.
+
+    Raises:
+        OSError: where it cannot be written.
     """
     path = Path(path)
     state = {key: value for key, value in model.state_dict().items() if memory or not key.startswith(_MEMORY)}
@@ -63,6 +66,8 @@ def save_model(model: ImageClassifier, card: ModelCard, path: str | Path, *, mem
     try:
         save_file(state, part, metadata={"card": json.dumps(asdict(card)), "memory": json.dumps(memory)})
         os.replace(part, path)
+    except SafetensorError as error:  # a full disk, for instance
+        raise OSError(f"{path} cannot be written ({error})") from error
     finally:
         part.unlink(missing_ok=True)
 

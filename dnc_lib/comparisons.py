@@ -11,15 +11,19 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from .evaluation import evaluate
 from .fitting import Fitting
 from .loading import Parts, build_model, make_card, make_loaders, prepare_data
 from .recipes import Recipe
-from .runs import describe_code, describe_machine, peak_memory, write_json
+from .runs import describe_code, describe_machine, held, peak_memory, warn_changed, write_json
 from .statistics import sign_flip
 from .training import PROFILES, make_accelerator
 
 #: What is kept of a training: its last epoch.
 _LEFT_OUT = ("epoch", "learning_rate")
+
+#: What the arms have in common: the data, prepared once, and what the comparison itself decides.
+_SHARED = ("name", "dataset", "reader", "image_size", "validation", "train_limit", "precision", "seed")
 
 
 def compare(
@@ -30,6 +34,7 @@ def compare(
     data_root: str | Path | None = None,
     *,
     profile: str = "full",
+    workers: int = 0,
     progress: bool = True,
     download: bool = False,
 ) -> dict:
@@ -46,6 +51,7 @@ def compare(
         output: the manifest, a ``.json`` file.
         data_root: see :func:`dnc_lib.data.data_root`.
         profile: ``"full"``, or ``"smoke"`` for a try whose scores are no results.
+        workers: processes that read pictures; images in memory need none.
         progress: show a bar, counted in trainings.
         download: fetch the data set if it is not there.
 
@@ -54,49 +60,61 @@ def compare(
         ``summary`` mean and deviation of each arm, ``paired`` each difference with its sign-flip p-value.
 
     Raises:
-        ValueError: for less than one arm or seed, an unknown field, several processes, or an output that holds
-            another comparison.
+        ValueError: for less than one arm or seed, an unknown field, arms that differ in nothing or in their data,
+            several processes, or an output that holds another comparison.
+        IsADirectoryError: where the output is a folder.
+        BlockingIOError: where another process writes it.
     """
     seeds, output = list(dict.fromkeys(seeds)), Path(output)
     if not arms or not seeds:
         raise ValueError("a comparison needs one arm and one seed or more")
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
-    recipes = {name: recipe.replace(**changes) for name, changes in arms.items()}
+    recipes = _arms(recipe, arms)
+    for seed in seeds:
+        recipe.replace(seed=seed)  # a seed out of range is told of now, not after hours
+    if output.is_dir():
+        raise IsADirectoryError(f"{output} is a folder: name the manifest, a .json file")
     accelerator = make_accelerator(recipe.precision)
     if accelerator.num_processes > 1:
         raise ValueError("a comparison runs in one process; give each process other seeds and another output")
     parts = prepare_data(recipe, data_root, download=download)
     manifest = _begin(recipe, arms, parts, accelerator, profile)
-    if output.is_file():
-        manifest["results"] = _go_on(output, manifest)
-    done = {(result["arm"], result["seed"]) for result in manifest["results"]}
-    before = sum(result["seconds"] for result in manifest["results"])
-    wanted = [(seed, name) for seed in seeds for name in arms if (name, seed) not in done]
-    started = time.perf_counter()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for seed, name in tqdm(wanted, unit=" trainings", disable=not progress, desc=recipe.name):
-        result = fit_once(recipes[name].replace(seed=seed), parts, accelerator)
-        manifest["results"].append({"arm": name, "seed": seed, **result})
-        manifest |= summarize(manifest["results"], list(manifest["arms"]))
-        manifest["seconds"] = before + time.perf_counter() - started
-        manifest["peak_memory_bytes"] = peak_memory(accelerator.device)
-        write_json(manifest, output)
+    with held(output):
+        file = _go_on(output, manifest) if output.is_file() else None
+        done = {(result["arm"], result["seed"]) for result in manifest["results"]}
+        before = sum(result["seconds"] for result in manifest["results"])
+        wanted = [(seed, name) for seed in seeds for name in arms if (name, seed) not in done]
+        if not wanted:
+            return file
+        if file is not None:
+            warn_changed(file, manifest, f"the comparison in {output}")
+        started = time.perf_counter()
+        for seed, name in tqdm(wanted, unit=" trainings", disable=not progress, desc=recipe.name):
+            result = fit_once(recipes[name].replace(seed=seed), parts, accelerator, workers)
+            manifest["results"].append({"arm": name, "seed": seed, **result})
+            manifest |= summarize(manifest["results"], list(manifest["arms"]))
+            manifest["seconds"] = before + time.perf_counter() - started
+            manifest["peak_memory_bytes"] = peak_memory(accelerator.device)
+            write_json(manifest, output)
     return manifest
 
 
-def fit_once(recipe: Recipe, parts: Parts, accelerator: Accelerator) -> dict:
+def fit_once(recipe: Recipe, parts: Parts, accelerator: Accelerator, workers: int = 0) -> dict:
     """One training without a run folder: its last record, with ``start_kept`` where sub-centroids move."""
     card = make_card(recipe, parts)
-    loaders = make_loaders(recipe, parts, card, accelerator)
+    loaders = make_loaders(recipe, parts, card, accelerator, workers)
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(recipe.seed)
         model = build_model(card, parts, accelerator)
         fitting = Fitting(recipe, model, loaders, accelerator, evaluate_every=0)
         fitting.fit()
-    accelerator.free_memory()
     result = {key: value for key, value in fitting.curve[-1].items() if key not in _LEFT_OUT}
+    if recipe.precision != "no":  # measured as `train` measures what it leaves: in full precision
+        held_out = evaluate(model, loaders["held_out"], accelerator.reduce)
+        result |= {key: held_out[key] for key in ("accuracy", "top5", "loss")}
+    accelerator.free_memory()
     if recipe.head == "dnc":
         result["start_kept"] = recipe.start_kept(fitting.updates)
     return result
@@ -126,6 +144,26 @@ def summarize(results: list[dict], arms: list[str]) -> dict:
     return {"summary": summary, "paired": paired}
 
 
+def _arms(recipe: Recipe, arms: dict[str, dict]) -> dict[str, Recipe]:
+    """The recipe of each arm.
+
+    Raises:
+        ValueError: for an arm that changes what all share, two that are the same, or a refresh.
+    """
+    made = {}
+    for name, changes in arms.items():
+        if shared := [field for field in _SHARED if field in changes]:
+            raise ValueError(
+                f"arm {name!r} changes {', '.join(shared)}, which all arms share: make that a comparison of its own"
+            )
+        made[name] = recipe.replace(**changes)
+        if twin := next((other for other in made if other != name and made[other] == made[name]), None):
+            raise ValueError(f"the arms {twin!r} and {name!r} are the same training: leave one of them out")
+        if made[name].refresh:  # its choice would be judged by the images that score the arm
+            raise ValueError(f"arm {name!r}: a comparison does not refresh sub-centroids; `dnc train` does")
+    return made
+
+
 def _begin(recipe: Recipe, arms: dict, parts: Parts, accelerator: Accelerator, profile: str) -> dict:
     return {
         "kind": "comparison",
@@ -142,20 +180,22 @@ def _begin(recipe: Recipe, arms: dict, parts: Parts, accelerator: Accelerator, p
     }
 
 
-def _go_on(output: Path, now: dict) -> list[dict]:
-    """The results that the file holds, if it is of this comparison.
+def _go_on(output: Path, now: dict) -> dict:
+    """Take over the arms and the results that the file holds, if it is of this comparison; gives what it holds.
 
     Raises:
         ValueError: where it is damaged, or of another recipe, data or arm of the same name.
     """
     try:
         before = json.loads(output.read_text(encoding="utf-8"))
-        same = all(before[key] == json.loads(json.dumps(now[key])) for key in ("kind", "profile", "recipe", "data"))
-        same = same and all(before["arms"].get(name, changes) == changes for name, changes in now["arms"].items())
-        now["arms"] = before["arms"] | now["arms"]
-        results = list(before["results"])
+        arms = json.loads(json.dumps(now["arms"]))  # JSON knows no tuples
+        same = all(before[key] == json.loads(json.dumps(now[key])) for key in ("kind", "profile", "data"))
+        # fields of a recipe that came later have the values that did then what was done
+        same = same and Recipe.from_dict(before["recipe"]) == Recipe.from_dict(now["recipe"])
+        same = same and all(before["arms"].get(name, changes) == changes for name, changes in arms.items())
+        now["arms"], now["results"] = before["arms"] | arms, list(before["results"])
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ValueError(f"{output} is damaged or no comparison ({error}); move it away") from error
     if not same:
         raise ValueError(f"{output} holds another comparison: name another output, or go on with its recipe and arms")
-    return results
+    return before

@@ -145,7 +145,7 @@ class Fitting:
                 self._finish_epoch()
                 self.clock.elsewhere += time.perf_counter() - started
                 self.curve[-1]["seconds"] = self.clock.seconds
-                after_epoch()
+                self._elsewhere(after_epoch)
         # Accelerate makes the model's forward autocast; what follows is measured in full precision.
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
@@ -200,8 +200,14 @@ class Fitting:
             self.clock.training += time.perf_counter() - started
             if bar is not None:
                 bar.update(self.images_a_step)
-            after_step()
+            self._elsewhere(after_step)
         batches.close()
+
+    def _elsewhere(self, deed: Callable[[], None]) -> None:
+        """Do it, and count its time as none of the training's."""
+        started = time.perf_counter()
+        deed()
+        self.clock.elsewhere += time.perf_counter() - started
 
     @property
     def images_a_step(self) -> int:

@@ -69,8 +69,17 @@ def make_card(recipe: Recipe, parts: Parts) -> ModelCard:
 
 
 def build_model(card: ModelCard, parts: Parts, accelerator: Accelerator) -> ImageClassifier:
-    """A new model on the accelerator's device. A first layer that is set from data gets it from training images."""
-    model = card.build()
+    """A new model on the accelerator's device. A first layer that is set from data gets it from training images.
+
+    Raises:
+        ValueError: for a backbone that takes no ``drop_path``.
+    """
+    try:
+        model = card.build()
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise ValueError(f"the backbone {card.backbone} has no drop path: set drop_path to 0") from error
     if hasattr(model.backbone, "start_from"):
         some = parts["train"].subset(torch.arange(min(START_IMAGES, len(parts["train"]))))
         (batch, _), *_ = DeviceLoader(some, len(some), card.mean, card.std)
@@ -93,7 +102,7 @@ def make_loaders(
         workers: processes that read pictures, for each of the training processes; images in memory need none.
 
     Raises:
-        ValueError: for a batch that cannot be shared out, or fewer images than a step takes.
+        ValueError: for a batch that cannot be shared out, or not mixed in pairs, or fewer images than a step takes.
     """
     processes = accelerator.num_processes
     share, rest = divmod(recipe.batch_size, processes * recipe.accumulate)
@@ -113,6 +122,11 @@ def make_loaders(
         raise ValueError(
             f"{len(parts['train'])} training images make fewer than the {recipe.accumulate} passes of one step: "
             f"lower batch_size or accumulate"
+        )
+    images = min(share, len(parts["train"]) // processes)
+    if (recipe.mixup or recipe.cutmix) and images % 2:
+        raise ValueError(
+            f"Mixup and CutMix need an even number of images a process and pass, got {images}: change batch_size"
         )
     loaders["held_out"] = loaders.get("validation", loaders["test"])
     if recipe.refresh:  # whole on every process, so that all estimate the same sub-centroids

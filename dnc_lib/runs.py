@@ -6,6 +6,8 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,6 +45,11 @@ class Run:
         """
         path = Path(folder) / MANIFEST
         if not path.is_file():
+            if (Path(folder) / METRICS).is_file():
+                raise FileNotFoundError(
+                    f"the run in {folder} has not ended, so it has no {MANIFEST} yet: wait, or go on with it by "
+                    f"`dnc train --resume`"
+                )
             raise FileNotFoundError(f"{folder} is no run folder: it has no {MANIFEST}; `dnc train` writes one")
         try:
             run = cls(Path(folder), json.loads(path.read_text(encoding="utf-8")))
@@ -92,6 +99,49 @@ class Run:
     def save_manifest(self) -> None:
         """Write the manifest, under a temporary name first."""
         write_json(self.manifest, self.folder / MANIFEST)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Inside, no other process that asks for the same path gets it, even where this one is killed.
+
+    The lock is a hidden file beside ``path``, which goes with this process. Where the system knows no such locks
+    (Windows, some network file systems) nobody is kept out.
+
+    Raises:
+        BlockingIOError: where another process has it.
+    """
+    try:
+        import fcntl  # of Unix alone
+    except ImportError:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with open(lock, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"another process is writing {path}: wait for its end, or choose another --output"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def warn_changed(before: dict, now: dict, what: str) -> None:
+    """Say so where what goes on began under other circumstances than the manifest will tell of."""
+    names = {"code": "code", "versions": "packages", "device_name": "device", "threads": "number of threads"}
+    changed = [name for key, name in names.items() if before.get(key) != now[key]]
+    if changed:
+        warnings.warn(
+            f"{what} began with another {', '.join(changed)}; its manifest will tell of the present one alone",
+            stacklevel=3,
+        )
 
 
 def write_json(value: dict, path: Path) -> None:

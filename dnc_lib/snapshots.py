@@ -1,7 +1,9 @@
 """The state of a training on disk, to go on from after a crash: written whole or not at all, checked when read."""
 
+import contextlib
 import hashlib
 import os
+import pickle
 import re
 import warnings
 from pathlib import Path
@@ -37,19 +39,26 @@ class Snapshots:
         Args:
             state: nested dicts and lists of tensors, numbers and strings.
             step: optimiser steps done; the newest snapshot is that of the highest.
+
+        Raises:
+            OSError: where it cannot be written; those before are as they were.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         part = self.folder / f".{os.getpid()}.part"
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with open(part, "wb") as file:
                 torch.save(state, file)
                 file.flush()
                 os.fsync(file.fileno())
             path = self.folder / f"step{step:010d}.{_digest(part)}.pt"
             os.replace(part, path)
+        except (OSError, RuntimeError) as error:  # the latter is what torch makes of a full disk
+            raise OSError(f"no snapshot could be written into {self.folder} ({error}); make room there") from error
         finally:
-            part.unlink(missing_ok=True)
-        for old in [each for each in self.paths() if each != path][self.keep - 1 :]:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+        killed = self.folder.glob(".*.part")  # what processes that were killed while they wrote left behind
+        for old in [*[each for each in self.paths() if each != path][self.keep - 1 :], *killed]:
             old.unlink(missing_ok=True)
         return path
 
@@ -57,10 +66,16 @@ class Snapshots:
         """The newest snapshot that is whole; ``None`` where there is none.
 
         A damaged one is warned about and put aside, under the same name with ``.damaged`` behind it.
+
+        Raises:
+            ValueError: for one that is whole but holds what no snapshot holds.
         """
         for path in self.paths():
             if _digest(path) == _NAME.fullmatch(path.name)[2]:
-                return torch.load(path, map_location="cpu", weights_only=True)
+                try:
+                    return torch.load(path, map_location="cpu", weights_only=True)
+                except (pickle.UnpicklingError, RuntimeError) as error:
+                    raise ValueError(f"{path} was written by another program or version ({error})") from error
             path.rename(f"{path}.damaged")
             warnings.warn(f"the snapshot {path} is damaged; going on from the one before it", stacklevel=2)
         return None

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from .loading import Loaders, Parts, build_model, make_card, make_loaders, prepa
 from .models import ImageClassifier
 from .recipes import Recipe
 from .recipes.base import START_KEPT
-from .runs import BEST, METRICS, MODEL, Run, describe_code, describe_machine, peak_memory
+from .runs import BEST, METRICS, MODEL, Run, describe_code, describe_machine, held, peak_memory, warn_changed
 from .signals import Stopped, watch_for_stop
 from .snapshots import Snapshots
 
@@ -60,6 +61,7 @@ def train(
 
     Raises:
         FileExistsError: where the run folder holds a run and ``resume`` is off.
+        BlockingIOError: where another process is at work in it.
         FileNotFoundError: where the data is not at hand.
         FloatingPointError: where the loss is no longer a number.
         ValueError: as recipes, data and models do; for a run of another recipe or other data in the folder.
@@ -71,7 +73,7 @@ def train(
     run = Run(Path(output) / f"{recipe.name}_{recipe.head}_seed{recipe.seed}")
     snapshots = Snapshots(run.folder / "snapshots")
     if resume and run.finished:
-        return _finished(run, recipe)
+        return _finished(run, recipe, snapshots)
     if not resume and (run.finished or (run.folder / METRICS).exists() or snapshots.paths()):
         raise FileExistsError(
             f"{run.folder} holds a run already; go on with it by --resume, choose another --output or remove it"
@@ -83,7 +85,8 @@ def train(
     loaders = make_loaders(recipe, parts, card, accelerator, workers)
 
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):  # the caller's random numbers go on as if nothing had been
+    alone = held(run.folder) if accelerator.is_main_process else nullcontext()
+    with alone, torch.random.fork_rng(devices):  # the caller's random numbers go on as if nothing had been
         torch.manual_seed(recipe.seed)
         model = build_model(card, parts, accelerator)
         fitting = Fitting(recipe, model, loaders, accelerator)
@@ -98,23 +101,25 @@ def train(
         with watch_for_stop() as stop_wanted, _bar(fitting, progress) as bar:
             keeper.stop_wanted = stop_wanted
             fitting.fit(bar, keeper.after_step, keeper.after_epoch)
+        started = time.perf_counter()
         if recipe.refresh and recipe.head == "dnc":  # frozen sub-centroids never move
             run.manifest["refresh"] = _refresh(model, loaders, accelerator)
         final = evaluate(model, loaders["test"], accelerator.reduce)
+        fitting.clock.elsewhere += time.perf_counter() - started
 
-    best = max((record for record in fitting.curve if "accuracy" in record), key=lambda record: record["accuracy"])
-    run.manifest |= {
-        "final": {key: final[key] for key in ("accuracy", "top5", "loss")},
-        "best": {"epoch": best["epoch"], "accuracy": best["accuracy"]},
-        "curve": fitting.curve,
-        **fitting.clock.report(),
-        "peak_memory_bytes": peak_memory(accelerator.device),
-    }
-    if accelerator.is_main_process:
-        save_model(model, card, run.folder / MODEL)
-        run.save_manifest()
-        snapshots.remove()
-    accelerator.wait_for_everyone()
+        best = max((each for each in fitting.curve if "accuracy" in each), key=lambda each: each["accuracy"])
+        run.manifest |= {
+            "final": {key: final[key] for key in ("accuracy", "top5", "loss")},
+            "best": {"epoch": best["epoch"], "accuracy": best["accuracy"]},
+            "curve": fitting.curve,
+            **fitting.clock.report(),
+            "peak_memory_bytes": peak_memory(accelerator.device),
+        }
+        if accelerator.is_main_process:
+            save_model(model, card, run.folder / MODEL)
+            run.save_manifest()
+            snapshots.remove()
+        accelerator.wait_for_everyone()
     return run
 
 
@@ -160,11 +165,28 @@ class _Keeper:
             with self.fitting.accelerator.main_process_first():  # which puts damaged ones aside
                 state = self.snapshots.load()
             if state is not None:
-                _check_same(state["manifest"], self.run.manifest, self.run.folder)
-                self.fitting.load_state_dict(state["fitting"])
+                self._go_on(state)
         if self.main:
+            for part in self.run.folder.glob(".*.*.safetensors"):  # a process was killed while it wrote them
+                part.unlink(missing_ok=True)
             self.run.reset_metrics(self.fitting.curve)
         self.saved = time.monotonic()
+
+    def _go_on(self, state: dict) -> None:
+        """Be where the snapshot was taken."""
+        before, now = state.get("manifest"), self.run.manifest
+        try:
+            before = {**before, "recipe": Recipe.from_dict(before["recipe"]).to_dict()}  # fields that came later
+            _check_same(before, now, self.run.folder)
+            self.fitting.load_state_dict(state["fitting"])
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"the snapshot in {self.snapshots.folder} is of another version of dnc_lib "
+                f"({type(error).__name__}: {reason}); go on with that version, or choose another --output"
+            ) from error
+        if self.main:
+            warn_changed(before, now, f"the run in {self.run.folder}")
 
     def after_step(self) -> None:
         """Write a snapshot when it is time to; stop after it when asked to."""
@@ -177,13 +199,22 @@ class _Keeper:
         if stop or due:
             state = {"manifest": self.run.manifest, "fitting": self.fitting.state_dict()}
             if self.main:
-                self.snapshots.save(state, self.fitting.steps_done)
+                self._save(state, stop)
             self.saved = time.monotonic()
         if stop:
             raise Stopped(
                 f"stopped at step {self.fitting.step} of epoch {self.fitting.epoch + 1}, as asked; "
                 f"the snapshot in {self.snapshots.folder} holds everything: go on with --resume"
             )
+
+    def _save(self, state: dict, stop: bool) -> None:
+        """Write a snapshot. Without one the training may well go on; only to stop needs it."""
+        try:
+            self.snapshots.save(state, self.fitting.steps_done)
+        except OSError as error:
+            if stop:
+                raise
+            warnings.warn(f"{error}: the training goes on, and tries again", stacklevel=2)
 
     def after_epoch(self) -> None:
         """Note the epoch, and its model where it is the best so far."""
@@ -201,17 +232,19 @@ def _check_same(before: dict, now: dict, folder: Path) -> None:
             changed = (
                 [name for name in now[key] if before[key].get(name) != now[key][name]] if key != "processes" else []
             )
+            what = "number of processes" if key == "processes" else key
             raise ValueError(
-                f"the run in {folder} began with another {key}{': ' * bool(changed)}{', '.join(changed)}; "
+                f"the run in {folder} began with another {what}{': ' * bool(changed)}{', '.join(changed)}; "
                 f"go on with the same, or choose another --output"
             )
 
 
-def _finished(run: Run, recipe: Recipe) -> Run:
+def _finished(run: Run, recipe: Recipe, snapshots: Snapshots) -> Run:
     """The run that is already there, if it is one of this recipe."""
     run = Run.load(run.folder)
     if run.recipe != recipe:
         raise ValueError(f"{run.folder} holds a finished run of another recipe; choose another --output")
+    snapshots.remove()  # where it was killed between its last two deeds
     return run
 
 

@@ -1,5 +1,6 @@
 import json
 import pickle
+import resource
 from dataclasses import replace
 
 import pytest
@@ -187,3 +188,17 @@ def test_the_card_is_readable_by_anyone(model, path):
     save_model(model, CARD, path)
     with safe_open(path, framework="pt") as file:
         assert json.loads(file.metadata()["card"])["classes"] == CARD.classes
+
+
+def test_a_full_disk_is_an_os_error(tmp_path, model, monkeypatch):
+    save_model(model, CARD, tmp_path / "model.safetensors")
+    before = (tmp_path / "model.safetensors").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"model.safetensors cannot be written"):
+            save_model(model, CARD, tmp_path / "model.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1

@@ -3,8 +3,9 @@ import json
 import pytest
 from helpers import quick, random_images
 
-from dnc_lib import comparisons
+from dnc_lib import comparisons, records
 from dnc_lib.comparisons import compare, fit_once, summarize
+from dnc_lib.runs import held
 from dnc_lib.training import make_accelerator, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:momentum .* of the random start")
@@ -139,3 +140,92 @@ def test_the_summary_is_arithmetic():
         "c": {"n": 1, "mean": 5.0, "sd": None},
     }
     assert made["paired"] == [{"arms": ["b", "a"], "n": 3, "mean": 2.0, "sd": 1.0, "p": 0.25}]  # 2 of 2^3 flips
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        (
+            {"softmax": {"head": "softmax"}, "small": {"train_limit": 100, "validation": 50}},
+            "arm 'small' changes validation, train_limit, which all arms share: make that a comparison of its own",
+        ),
+        ({"a": {"seed": 3}}, "arm 'a' changes seed"),
+        ({"a": {"dataset": "cifar10"}}, "arm 'a' changes dataset"),
+        ({"a": {"precision": "bf16"}}, "arm 'a' changes precision"),
+        (
+            {"dnc": {"head": "dnc"}, "K = 4": {"num_subcentroids": 4}},
+            "the arms 'dnc' and 'K = 4' are the same training",
+        ),
+        ({"a": {"refresh": True}}, "arm 'a': a comparison does not refresh sub-centroids; `dnc train` does"),
+    ],
+)
+def test_arms_that_would_not_be_what_they_say(tmp_path, pretended, arms, message):
+    changes = {"train_limit": 0, "validation": 0 if "small" in arms else 100}
+    with pytest.raises(ValueError, match=message):
+        brief(tmp_path / "pairs.json", arms, **changes)
+    assert not pretended
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_seed_out_of_range_is_told_before_the_first_training(tmp_path, pretended):
+    with pytest.raises(ValueError, match="seed must be 0 or more, got -1"):
+        brief(tmp_path / "pairs.json", seeds=[0, -1])
+    assert not pretended
+
+
+def test_a_complete_comparison_is_given_back(tmp_path, pretended):
+    first = brief(tmp_path / "pairs.json")
+    assert brief(tmp_path / "pairs.json") == json.loads(json.dumps(first))
+    assert len(pretended) == 4
+
+
+def test_arms_of_several_numbers_go_on_too(tmp_path, pretended):
+    arms = {"steps": {"schedule": "step", "milestones": (1, 2)}}
+    brief(tmp_path / "pairs.json", arms, seeds=[0])
+    assert brief(tmp_path / "pairs.json", arms, seeds=[0, 1])["summary"]["steps"]["n"] == 2
+
+
+def test_a_field_that_came_later_is_no_other_comparison(tmp_path, pretended):
+    output = tmp_path / "pairs.json"
+    before = brief(output, seeds=[0])
+    del before["recipe"]["clip_norm"]
+    output.write_text(json.dumps(before))
+    assert len(brief(output, seeds=[0, 1])["results"]) == 4
+    before["recipe"]["wheels"] = 4
+    output.write_text(json.dumps(before))
+    with pytest.raises(ValueError, match="is damaged or no comparison"):
+        brief(output, seeds=[0, 1])
+
+
+def test_other_code_between_two_seeds_is_called_out(tmp_path, pretended):
+    output = tmp_path / "pairs.json"
+    before = brief(output, seeds=[0])
+    before["code"]["commit"] = "0" * 40
+    output.write_text(json.dumps(before))
+    with pytest.warns(
+        UserWarning, match=r"pairs.json began with another code; its manifest will tell of the present"
+    ):
+        brief(output, seeds=[1])
+
+
+def test_one_process_an_output(tmp_path, pretended):
+    with held(tmp_path / "pairs.json"):
+        with pytest.raises(BlockingIOError, match=r"another process is writing .*pairs.json: wait for its end"):
+            brief(tmp_path / "pairs.json")
+        brief(tmp_path / "others.json")
+    brief(tmp_path / "pairs.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["others.json", "pairs.json"]
+
+
+def test_the_measure_of_bf16_is_that_of_train(tmp_path):
+    arms = {"dnc": {"head": "dnc"}}
+    (result,) = brief(tmp_path / "pairs.json", arms, seeds=[0], precision="bf16", learning_rate=0.3)["results"]
+    alone = train(quick(**BRIEF, precision="bf16", learning_rate=0.3), output=tmp_path, progress=False).manifest
+    assert result["loss"] == alone["final"]["loss"]
+    assert result["loss"] != alone["curve"][-1]["loss"]  # under autocast
+
+
+def test_manifests_of_both_kinds_fit_the_schema(tmp_path):
+    records.validate(brief(tmp_path / "pairs.json"))
+    records.validate(json.loads((tmp_path / "pairs.json").read_text()))
+    records.validate(train(quick(**BRIEF), output=tmp_path, progress=False).manifest)

@@ -180,6 +180,7 @@ def test_no_field_is_forgotten(recipe_of, field):
     base = {
         "refresh": ["--validation", "9"],
         "warmup_epochs": ["--schedule", "cosine"],
+        **{name: ["--reader", "files"] for name in ("rand_augment", "color_jitter", "random_erasing")},
         "mixup": ["--mix-probability", "0.5"],
         "cutmix": ["--mix-probability", "0.5"],
     }.get(field, [])
@@ -278,11 +279,18 @@ def test_compare_writes_its_manifest_and_prints_means_and_pairs(capsys, tmp_path
 
 def test_refusals_of_compare(capsys, tmp_path):
     out = ["--output", tmp_path / "pairs.json"]
-    assert "arm 'svm': 'svm' is neither a head" in refused(
-        capsys, "compare", "digits_resnet8", "--arm", "svm", *out
-    )
+    assert "arm 'svm': 'svm' is neither a head" in refused(capsys, "compare", "digits_resnet8", "--arm", "svm", *out)
     assert "profile must be one of full, smoke, got 'fast'" in refused(
         capsys, "compare", "digits_resnet8", "--profile", "fast", *out
+    )
+    assert "a comparison takes --seeds, for all of its arms, not --seed" in refused(
+        capsys, "compare", "digits_resnet8", "--seed", "3", *out
+    )
+    assert f"{tmp_path} is a folder: name the manifest, a .json file" in refused(
+        capsys, "compare", "digits_resnet8", "--output", tmp_path
+    )
+    assert "the arms 'dnc' and 'momentum=0.98' are the same training: leave one of them out" in refused(
+        capsys, "compare", "digits_resnet8", "--arm", "dnc", "--arm", "momentum=0.98", *out
     )
     with pytest.raises(SystemExit) as stop:
         main(["compare", "digits_resnet8"])
@@ -364,3 +372,39 @@ def test_a_data_set_with_other_classes(capsys, folder, tmp_path):
     line = refused(capsys, "evaluate", folder, "--data-root", tmp_path)
     assert "the data set at hand has other classes than" in line
     assert "was trained on" in line
+
+
+def test_a_comparison_that_is_complete_is_told_again(capsys, tmp_path):
+    output = tmp_path / "pairs.json"
+    words = ["compare", "digits_resnet8", "--epochs", "1", "--train-limit", "200", "--quiet", "--arm", "softmax"]
+    assert main([*words, "--output", str(output)]) == 0
+    first, written = capsys.readouterr().out, output.read_bytes()
+    assert main([*words, "--output", str(output)]) == 0
+    assert capsys.readouterr().out == first
+    assert output.read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Killed.", "often for want of memory; try fewer --workers"),
+        ("CUDA out of memory. Tried to allocate 2 GiB.", "lower --batch-size or --memory-size"),
+    ],
+)
+def test_what_torch_runs_into_comes_with_advice(capsys, monkeypatch, error, advice):
+    def fails(*_, **__):
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(training, "train", fails)
+    line = refused(capsys, "train", "digits_resnet8")
+    assert error in line
+    assert advice in line
+
+
+def test_an_error_of_the_program_is_not_hidden(monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(training, "train", fails)
+    with pytest.raises(RuntimeError, match="mat1"):
+        main(["train", "digits_resnet8"])

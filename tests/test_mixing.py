@@ -42,7 +42,8 @@ def test_what_is_mixed_depends_on_seed_step_and_rank_alone():
     np.random.seed(99)  # noqa: NPY002
     again = Mixer(4, 1.0, 1.0, seed=5)(images, labels, 7)
     assert torch.equal(one[0], again[0])
-    for other in (Mixer(4, 1.0, 1.0, seed=6)(images, labels, 7), Mixer(4, 1.0, 1.0, seed=5, rank=1)(images, labels, 7)):
+    for others in ({"seed": 6}, {"seed": 5, "rank": 1}):
+        other = Mixer(4, 1.0, 1.0, **others)(images, labels, 7)
         assert not torch.equal(one[0], other[0])
 
 

@@ -98,6 +98,10 @@ def test_unknown_recipes_and_fields_meet_the_nearest():
         ({"mix_probability": 1.5}, "mix_probability must be between 0 and 1"),
         ({"warmup_epochs": 2}, "warmup_epochs 2 does not fit: one_cycle warms up by itself"),
         ({"warmup_epochs": 10, "schedule": "cosine"}, "other schedules need more epochs than that, got 10"),
+        ({"learning_rate": float("inf")}, "learning_rate must be float, got inf"),
+        ({"rand_augment": "rand-m9"}, "rand_augment is for pictures: it needs reader files, got memory"),
+        ({"color_jitter": 0.4}, "color_jitter is for pictures"),
+        ({"random_erasing": 0.25}, "random_erasing is for pictures"),
         ({"mixup": 0.8}, "mixed batches never move sub-centroids, and with mix_probability 1 all are mixed"),
     ],
 )
@@ -114,7 +118,8 @@ def test_the_share_of_the_start_that_is_kept():
     recipe = recipes.cifar10_resnet20()
     assert recipe.start_kept(0) == 1
     assert recipe.start_kept(1000) == pytest.approx(0.999**1000)
-    assert recipe.replace(start="data").start_kept(0) == 0
+    assert recipe.replace(start="data").start_kept(1) == 0
+    assert recipe.replace(start="data").start_kept(0) == 1  # no update came: they are where they were
 
 
 def test_every_field_is_explained():
@@ -156,7 +161,10 @@ def test_the_resnets_of_imagenet():
         ("dnc", {"head": "dnc"}),
         ("dnc num_subcentroids=1", {"head": "dnc", "num_subcentroids": 1}),
         ("momentum=0.9 correct_only=true", {"momentum": 0.9, "correct_only": True}),
-        ("softmax milestones=3,5 crop_scale=0.2,1", {"head": "softmax", "milestones": (3, 5), "crop_scale": (0.2, 1)}),
+        (
+            "softmax milestones=3,5 crop_scale=0.2,1",
+            {"head": "softmax", "milestones": (3, 5), "crop_scale": (0.2, 1)},
+        ),
     ],
 )
 def test_arms_in_words(text, changes):

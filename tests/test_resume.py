@@ -1,5 +1,6 @@
 """A run that was stopped at any moment ends where it would have ended; on the CPU bit for bit."""
 
+import contextlib
 import os
 import random
 import signal
@@ -17,7 +18,7 @@ from dnc_lib.checkpoints import ModelCard, read_model
 from dnc_lib.evaluation import evaluate
 from dnc_lib.loading import make_loader, prepare_data
 from dnc_lib.models import ImageClassifier
-from dnc_lib.runs import Run
+from dnc_lib.runs import Run, held
 from dnc_lib.signals import Stopped
 from dnc_lib.snapshots import Snapshots
 from dnc_lib.training import train
@@ -251,7 +252,7 @@ def test_sigterm_within_this_process_stops_and_leaves_the_handler_as_it_was(tmp_
         after_step(keeper)
 
     monkeypatch.setattr(training._Keeper, "after_step", terminated)
-    with pytest.raises(Stopped, match="stopped at step 2 of epoch 2, as asked; .* go on with --resume"):
+    with pytest.raises(Stopped, match=r"stopped at step 2 of epoch 2, as asked; .* go on with --resume"):
         run(tmp_path / "broken", seconds=1e9)
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGTERM) is before
@@ -264,3 +265,110 @@ def test_a_training_in_another_thread_does_without_the_signal(tmp_path):
     thread.start()
     thread.join(timeout=120)
     assert results[0].manifest["final"]["accuracy"] > 0
+
+
+# --- what may lie in the way ----------------------------------------------------------------------------------------
+
+
+def crashed(monkeypatch, output, step=8, **changes):
+    """The folder of a run that crashed after this step."""
+    with monkeypatch.context() as patch:
+        crash_at(patch, step)
+        with pytest.raises(Crash):
+            run(output, **changes)
+    return output / "digits_resnet8_dnc_seed0"
+
+
+def rewrite(folder, change):
+    """The newest snapshot alone, changed and whole, as another version might have written it."""
+    snapshots = Snapshots(folder / "snapshots")
+    state = snapshots.load()
+    snapshots.remove()
+    change(state)
+    snapshots.save(state, state["fitting"]["epoch"] * 6 + state["fitting"]["step"])
+
+
+def test_a_snapshot_from_before_a_field_goes_on(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole", seconds=1e9)
+    folder = crashed(monkeypatch, tmp_path / "broken")
+    rewrite(folder, lambda state: state["manifest"]["recipe"].pop("clip_norm"))
+    assert same(whole, run(tmp_path / "broken", resume=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("manifest"),
+        lambda state: state["fitting"].pop("sums"),
+        lambda state: state["fitting"]["clock"].update(lunch=1.0),
+        lambda state: state["fitting"]["model"].pop("head.subcentroids"),
+        lambda state: state["manifest"]["recipe"].update(wheels=4),
+    ],
+)
+def test_a_snapshot_of_another_version_is_refused_in_words(tmp_path, monkeypatch, change):
+    folder = crashed(monkeypatch, tmp_path, step=2)
+    rewrite(folder, change)
+    with pytest.raises(
+        ValueError, match=r"is of another version of dnc_lib .*; go on with that version, or choose anoth"
+    ):
+        run(tmp_path, resume=True)
+
+
+def test_going_on_with_other_code_is_called_out(tmp_path, monkeypatch):
+    folder = crashed(monkeypatch, tmp_path)
+    rewrite(folder, lambda state: state["manifest"]["code"].update(commit="0" * 40))
+    with pytest.warns(
+        UserWarning, match="seed0 began with another code; its manifest will tell of the present one alon"
+    ):
+        run(tmp_path, resume=True)
+
+
+def test_a_snapshot_that_cannot_be_written_stops_only_what_needs_it(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no snapshot could be written: disk full")
+
+    monkeypatch.setattr(Snapshots, "save", full)
+    with pytest.warns(UserWarning, match="disk full: the training goes on, and tries again"):
+        ended = run(tmp_path / "one")
+    assert ended.finished
+    monkeypatch.setattr(training, "watch_for_stop", lambda: contextlib.nullcontext(lambda: True))
+    with pytest.raises(OSError, match="disk full"):  # not Stopped: there is nothing to go on from
+        run(tmp_path / "two", seconds=1e9)
+
+
+def test_one_process_a_run(tmp_path):
+    with held(tmp_path / "digits_resnet8_dnc_seed0"):
+        for resume in (False, True):
+            with pytest.raises(BlockingIOError, match=r"another process is writing .*dnc_seed0: wait for its end"):
+                run(tmp_path, resume=resume)
+    run(tmp_path, seconds=1e9, epochs=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["digits_resnet8_dnc_seed0"]
+
+
+def test_what_kills_left_is_cleared_away(tmp_path, monkeypatch):
+    folder = crashed(monkeypatch, tmp_path)
+    (folder / ".77.best.safetensors").write_bytes(b"half")
+    (folder / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo')
+    ended = run(tmp_path, resume=True)
+    assert len(ended.metrics()) == 3
+    (folder / "snapshots").mkdir()  # killed between the manifest and the removal of the snapshots
+    Snapshots(folder / "snapshots").save({"step": 18}, 18)
+    run(tmp_path, resume=True)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best.safetensors",
+        "manifest.json",
+        "metrics.jsonl",
+        "model.safetensors",
+    ]
+
+
+def test_the_time_of_snapshots_and_of_the_last_measure_counts(tmp_path, monkeypatch):
+    save, measure = Snapshots.save, training.evaluate
+    monkeypatch.setattr(Snapshots, "save", lambda *words: (time.sleep(0.05), save(*words))[1])
+    monkeypatch.setattr(training, "evaluate", lambda *words: (time.sleep(0.5), measure(*words))[1])
+    started = time.monotonic()
+    manifest = run(tmp_path).manifest
+    assert 18 * 0.05 + 0.5 < manifest["seconds"] < time.monotonic() - started
+    assert manifest["curve"][-1]["seconds"] < manifest["seconds"] - 0.5
+    training_seconds = 18 * 64 / manifest["images_per_second"]
+    assert training_seconds < manifest["seconds"] - 18 * 0.05 - 0.5

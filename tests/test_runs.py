@@ -10,7 +10,7 @@ from helpers import trained
 
 import dnc_lib
 from dnc_lib import runs
-from dnc_lib.runs import MANIFEST, METRICS, MODEL, Run, describe_code, describe_machine, peak_memory
+from dnc_lib.runs import MANIFEST, METRICS, MODEL, Run, describe_code, describe_machine, held, peak_memory
 
 
 @pytest.fixture
@@ -184,3 +184,27 @@ def test_peak_memory(monkeypatch):
     assert 50e6 < peak_memory(torch.device("cpu")) < 1e12
     monkeypatch.setattr(sys, "platform", "win32")
     assert peak_memory(torch.device("cpu")) is None
+
+
+def test_a_run_that_has_not_ended(tmp_path):
+    Run(tmp_path).reset_metrics([{"epoch": 1}])
+    with pytest.raises(FileNotFoundError, match=r"has not ended, .*: wait, or go on with it by `dnc train --resume`"):
+        Run.load(tmp_path)
+
+
+def test_what_is_held_is_free_again_after_a_kill(tmp_path):
+    script = (
+        "import sys, time; from pathlib import Path; from dnc_lib.runs import held\n"
+        "with held(Path(sys.argv[1])):\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(BlockingIOError, match="another process is writing"), held(tmp_path / "run"):
+        pass
+    process.kill()
+    process.communicate()
+    with held(tmp_path / "run"):
+        assert (tmp_path / ".run.lock").exists()
+    assert not list(tmp_path.iterdir())

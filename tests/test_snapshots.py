@@ -1,3 +1,5 @@
+import resource
+
 import pytest
 import torch
 
@@ -73,7 +75,7 @@ def test_nothing_in_it_is_executed(tmp_path):
 
     snapshots = Snapshots(tmp_path)
     snapshots.save({"evil": Evil()}, 1)
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(Exception, match=r"[Ww]eights"):
         snapshots.load()
 
 
@@ -89,3 +91,34 @@ def test_removing_takes_the_folder_and_what_a_crash_left(tmp_path):
     (folder / "notes.txt").write_text("mine")
     snapshots.remove()
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+@pytest.fixture
+def small_disk():
+    """No file may grow beyond 4 kB: what a full disk does, for this process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_what_was_there(tmp_path, small_disk):
+    snapshots = Snapshots(tmp_path)
+    snapshots.save({"step": 1}, 1)
+    with pytest.raises(OSError, match=r"no snapshot could be written into .*; make room there"):
+        snapshots.save({"step": torch.zeros(100_000)}, 2)
+    assert snapshots.load() == {"step": 1}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"no snapshot could be written into .*file/snapshots"):
+        Snapshots(tmp_path / "file" / "snapshots").save({"step": 1}, 1)
+
+
+def test_what_killed_processes_left_goes_with_the_next_snapshot(tmp_path):
+    (tmp_path / ".77.part").write_bytes(b"half")
+    snapshots = Snapshots(tmp_path)
+    saved = snapshots.save(state(1), 1)
+    assert list(tmp_path.iterdir()) == [saved]

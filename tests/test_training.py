@@ -74,7 +74,8 @@ def test_a_run_is_never_overwritten(tmp_path):
     (tmp_path / "digits_resnet8_dnc_seed0").mkdir()
     (tmp_path / "digits_resnet8_dnc_seed0" / METRICS).write_text("{}\n")
     with pytest.raises(
-        FileExistsError, match="digits_resnet8_dnc_seed0 holds a run already; go on with it by --resume, choose another"
+        FileExistsError,
+        match="digits_resnet8_dnc_seed0 holds a run already; go on with it by --resume, choose another",
     ):
         run(tmp_path)
     assert (tmp_path / "digits_resnet8_dnc_seed0" / METRICS).read_text() == "{}\n"
@@ -276,3 +277,19 @@ def test_two_processes_keep_the_same_model_and_leave_one_run(tmp_path):
     assert run.manifest["final"]["accuracy"] * 599 / 100 == pytest.approx(  # each test image once, on one of them
         round(run.manifest["final"]["accuracy"] * 599 / 100)
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"mixup": 0.2, "mix_probability": 0.5, "batch_size": 33},
+            "need an even number of images a process and pass, got 33: change batch_size",
+        ),
+        ({"drop_path": 0.1}, "the backbone tiny_resnet8 has no drop path: set drop_path to 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_there_is_a_folder(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(quick(train_limit=200, **changes), output=tmp_path, progress=False)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]

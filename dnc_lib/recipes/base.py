@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import inspect
+import math
 import re
 from dataclasses import dataclass
 
@@ -174,6 +175,9 @@ class Recipe:
                     raise ValueError(f"{field} must be {rule}, got {getattr(self, field)}")
         if self.refresh and not self.validation:
             raise ValueError("refresh needs held-out images to judge it by: set validation to their number")
+        for field in ("rand_augment", "color_jitter", "random_erasing"):
+            if self.reader == "memory" and getattr(self, field):
+                raise ValueError(f"{field} is for pictures: it needs reader files, got memory")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} cannot be cut into {self.accumulate} equal parts")
         if self.warmup_epochs and (self.schedule == "one_cycle" or self.warmup_epochs >= self.epochs):
@@ -207,8 +211,8 @@ class Recipe:
         return {name: getattr(self, name) for name in (*names, "correct_only", "start", "seed")}
 
     def start_kept(self, updates: int) -> float:
-        """Weight of a sub-centroid's start after so many updates: momentum to their number."""
-        return 0.0 if self.start == "data" else self.momentum**updates
+        """Weight of a sub-centroid's random start after so many updates: momentum to their number."""
+        return 0.0 if self.start == "data" and updates > 0 else self.momentum**updates
 
     def to_dict(self) -> dict:
         """Plain values, for a manifest; :meth:`from_dict` reads them back."""
@@ -274,6 +278,6 @@ def _check_type(field: dataclasses.Field, value: object) -> None:
         fits = isinstance(value, tuple) and all(type(each) in number for each in value)
     else:
         fits = type(value) is field.type or (field.type is float and type(value) is int)
-        wanted = field.type.__name__
+        fits, wanted = fits and value not in (math.inf, -math.inf), field.type.__name__
     if not fits:
         raise ValueError(f"{field.name} must be {wanted}, got {value!r}")

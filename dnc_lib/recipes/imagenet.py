@@ -27,9 +27,8 @@ def _resnet(name: str, **settings) -> Recipe:
 def imagenet_resnet18(**changes) -> Recipe:
     """ResNet-18 for a short budget: 16 epochs of one cycle.
 
-    Data: ImageNet. Time: estimated, not measured: two hours on one H100, if the pictures come
-    fast enough. Expect: 65 to 68 %
-    (not run here yet).
+    Data: ImageNet. Time: estimated, not measured: two hours on one H100, if the pictures come fast enough.
+    Expect: 65 to 68 % (not run here yet).
     """
     short = {"epochs": 16, "batch_size": 1024, "learning_rate": 2.0, "nesterov": True, "weight_decay": 5e-5}
     short |= {"schedule": "one_cycle", "crop_scale": (0.25, 1.0)}
@@ -39,8 +38,8 @@ def imagenet_resnet18(**changes) -> Recipe:
 def imagenet_resnet50(**changes) -> Recipe:
     """ResNet-50, the released schedule.
 
-    Data: ImageNet. Time: estimated, not measured: 13 hours on one H100. Expect: softmax 76.20
-    (paper, recalled; public zoo 76.55), DNC 76.49 (paper, recalled).
+    Data: ImageNet. Time: estimated, not measured: 13 hours on one H100. Expect: softmax 76.20 (paper, recalled;
+    public zoo 76.55), DNC 76.49 (paper, recalled).
     """
     return _resnet("resnet50").replace(**changes)
 
@@ -85,8 +84,8 @@ def _swin(size: str, kind: str, **settings) -> Recipe:
 def _swin_zoo(size: str) -> Recipe:
     """What the public zoo's softmax Swin had besides: Mixup 0.8, CutMix 1.0 and label smoothing 0.1.
 
-    Mixed pictures must not move a sub-centroid, so one batch of five stays as it is, in every arm alike; the zoo mixed
-    all (``mix_probability=1``, for every head but ``dnc``).
+    Mixed pictures must not move a sub-centroid, so one batch of five stays as it is, in every arm alike; the zoo
+    mixed all (``mix_probability=1``, for every head but ``dnc``).
     """
     return _swin(size, "zoo", mixup=0.8, cutmix=1.0, label_smoothing=0.1, mix_probability=0.8)
 
@@ -102,8 +101,8 @@ def imagenet_swin_tiny_as_released(**changes) -> Recipe:
 def imagenet_swin_small_as_released(**changes) -> Recipe:
     """Swin-S as the authors' configuration has it, without Mixup, CutMix and label smoothing.
 
-    Data: ImageNet. Time: estimated, not measured: 12 hours on 8 H100. Expect: softmax 83.02, DNC 83.26 (paper, both recalled; the
-    softmax number equals that of the public zoo, which had Mixup).
+    Data: ImageNet. Time: estimated, not measured: 12 hours on 8 H100. Expect: softmax 83.02, DNC 83.26
+    (paper, both recalled; the softmax number equals that of the public zoo, which had Mixup).
     """
     return _swin("small", "as_released").replace(**changes)
 
@@ -111,8 +110,8 @@ def imagenet_swin_small_as_released(**changes) -> Recipe:
 def imagenet_swin_base_as_released(**changes) -> Recipe:
     """Swin-B as the authors' configuration has it, without Mixup, CutMix and label smoothing.
 
-    Data: ImageNet. Time: estimated, not measured: 20 hours on 8 H100. Expect: softmax 83.36, DNC 83.68 (paper, both recalled; the
-    softmax number equals that of the public zoo, which had Mixup).
+    Data: ImageNet. Time: estimated, not measured: 20 hours on 8 H100. Expect: softmax 83.36, DNC 83.68
+    (paper, both recalled; the softmax number equals that of the public zoo, which had Mixup).
     """
     return _swin("base", "as_released").replace(**changes)
 
@@ -128,7 +127,8 @@ def imagenet_swin_tiny_zoo(**changes) -> Recipe:
 def imagenet_swin_small_zoo(**changes) -> Recipe:
     """Swin-S with the public zoo's Mixup, CutMix and label smoothing.
 
-    Data: ImageNet. Time: estimated, not measured: 12 hours on 8 H100. Expect: softmax 83.02 (public zoo, all batches mixed).
+    Data: ImageNet. Time: estimated, not measured: 12 hours on 8 H100. Expect: softmax 83.02
+    (public zoo, all batches mixed).
     """
     return _swin_zoo("small").replace(**changes)
 
@@ -136,6 +136,7 @@ def imagenet_swin_small_zoo(**changes) -> Recipe:
 def imagenet_swin_base_zoo(**changes) -> Recipe:
     """Swin-B with the public zoo's Mixup, CutMix and label smoothing.
 
-    Data: ImageNet. Time: estimated, not measured: 20 hours on 8 H100. Expect: softmax 83.36 (public zoo, all batches mixed).
+    Data: ImageNet. Time: estimated, not measured: 20 hours on 8 H100. Expect: softmax 83.36
+    (public zoo, all batches mixed).
     """
     return _swin_zoo("base").replace(**changes)
