@@ -83,7 +83,8 @@ def cifar10_fast_narrow(**changes) -> Recipe:
 
     1200 steps. The sub-centroids stand still for a quarter of them, then follow what is classified correctly.
 
-    Data: CIFAR-10. Time: about 4 minutes on one CPU core. Expect: 84 to 86 %.
+    Data: CIFAR-10. Time: about 4 minutes on one CPU core. Expect: softmax 83.5 %, DNC and frozen
+    83.0 % (means of six seeds, in ``book/results``).
     """
     recipe = Recipe(
         name="cifar10_fast_narrow",
