@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from _common import finish, heading, interleaved, mark, parser, table
-from _record import best_and_median, held_bytes, machine, peak_growth, speeds, write
+from _measured import best_and_median, held_bytes, machine, peak_growth, speeds, write
 
 from dnc_lib import SoftmaxHead, SubCentroidHead
 

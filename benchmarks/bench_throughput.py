@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from _common import finish, heading, interleaved, mark, parser, table
-from _record import best_and_median, held_bytes, machine, peak_growth, write
+from _measured import best_and_median, held_bytes, machine, peak_growth, write
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 

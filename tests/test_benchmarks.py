@@ -43,7 +43,7 @@ def test_a_benchmark_runs_and_marks_its_bounds(name):
 RECORDS = sorted((FOLDER.parent / "book" / "results" / "benchmarks").glob("*.json"))
 MACHINE = {"code", "versions", "device", "device_name", "threads", "clock"}
 sys.path.insert(0, str(FOLDER))
-import _record  # noqa: E402
+import _measured  # noqa: E402
 import bench_scaling  # noqa: E402
 import bench_throughput  # noqa: E402
 
