@@ -106,13 +106,13 @@ def test_peak_growth_counts_to_the_byte(numbers):
         third = torch.empty(numbers, dtype=torch.int8)
         del second, third
 
-    assert _record.peak_growth(function, "cpu") == 4 * numbers + 8 * numbers
+    assert _measured.peak_growth(function, "cpu") == 4 * numbers + 8 * numbers
 
 
 def test_peak_growth_leaves_out_what_is_held_already():
     held = torch.empty(50_000)
-    assert _record.peak_growth(lambda: held.add_(1), "cpu") < 100
-    assert _record.peak_growth(lambda: held + 1, "cpu") == pytest.approx(4 * 50_000, abs=100)
+    assert _measured.peak_growth(lambda: held.add_(1), "cpu") < 100
+    assert _measured.peak_growth(lambda: held + 1, "cpu") == pytest.approx(4 * 50_000, abs=100)
 
 
 def test_every_point_of_the_grid_leaves_an_axis_or_is_the_far_corner():
