@@ -1,12 +1,14 @@
 """What several test files share: a trained digits run, small images, trees of class folders."""
 
 import atexit
+import contextlib
 import functools
 import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -59,3 +61,16 @@ def write_class_folders(folder: Path, classes=("cat", "dog", "owl"), count: int 
                 pixels[..., label % 3] += 150
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / part / name / f"{i:03d}.png")
     return folder
+
+
+@contextlib.contextmanager
+def small_disk():
+    """Inside, no file may grow beyond 4 kB: what a full disk does, for this process. Keep it around one call: the
+    test runner's own report may be a file."""
+    resource = pytest.importorskip("resource")  # of Unix alone
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,10 +1,10 @@
 import json
 import pickle
-import resource
 from dataclasses import replace
 
 import pytest
 import torch
+from helpers import small_disk
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -193,12 +193,7 @@ def test_the_card_is_readable_by_anyone(model, path):
 def test_a_full_disk_is_an_os_error(tmp_path, model, monkeypatch):
     save_model(model, CARD, tmp_path / "model.safetensors")
     before = (tmp_path / "model.safetensors").read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    try:
-        with pytest.raises(OSError, match=r"model.safetensors cannot be written"):
-            save_model(model, CARD, tmp_path / "model.safetensors")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with small_disk(), pytest.raises(OSError, match=r"model.safetensors cannot be written"):
+        save_model(model, CARD, tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1

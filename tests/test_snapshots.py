@@ -1,7 +1,6 @@
-import resource
-
 import pytest
 import torch
+from helpers import small_disk
 
 from dnc_lib.snapshots import Snapshots
 
@@ -93,19 +92,10 @@ def test_removing_takes_the_folder_and_what_a_crash_left(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
-@pytest.fixture
-def small_disk():
-    """No file may grow beyond 4 kB: what a full disk does, for this process."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_full_disk_is_an_os_error_and_leaves_what_was_there(tmp_path, small_disk):
+def test_a_full_disk_is_an_os_error_and_leaves_what_was_there(tmp_path):
     snapshots = Snapshots(tmp_path)
     snapshots.save({"step": 1}, 1)
-    with pytest.raises(OSError, match=r"no snapshot could be written into .*; make room there"):
+    with small_disk(), pytest.raises(OSError, match=r"no snapshot could be written into .*; make room there"):
         snapshots.save({"step": torch.zeros(100_000)}, 2)
     assert snapshots.load() == {"step": 1}
     assert len(list(tmp_path.iterdir())) == 1
