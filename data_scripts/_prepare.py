@@ -4,11 +4,12 @@ What is whole is passed over. Else: find the archives, verify them, see that the
 only then put it in its place.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from _archives import Archive
+from _archives import Archive, extract_zip, plan_zip
 from _console import DataError, parser, run, table
 from _disk import data_root, locked, need_room, recover, staged
 from _download import obtain, pins
@@ -48,6 +49,21 @@ class DataSet:
     where: str
     plan: Callable[[list[Path]], Layout]
     check: Callable[[Path], list[tuple]]
+
+
+def as_published(wanted: re.Pattern) -> Callable[[list[Path]], Layout]:
+    """The plan of a set whose one zip is laid out as it is: members that match, each where its first group says."""
+
+    def plan(paths: list[Path]) -> Layout:
+        def place(name: str) -> str | None:
+            found = wanted.fullmatch(name)
+            return found[1] if found else None
+
+        members = plan_zip(paths[0], place)
+        size = sum(member.size for member in members)
+        return Layout(size, len(members), lambda folder: extract_zip(paths[0], members, folder))
+
+    return plan
 
 
 def main(doc: str, made: DataSet, argv: Sequence[str] | None = None) -> int:

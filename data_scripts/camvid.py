@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from _archives import Archive, extract_zip, plan_zip
+from _archives import Archive
 from _labels import Split, check_pairs
-from _prepare import DataSet, Layout
+from _prepare import DataSet, as_published
 from _prepare import main as run_script
 
 COMMIT = "fcaf7c4978dd8d091ec67db7cb7fdd225f5051c5"
@@ -48,23 +48,11 @@ class CamVid:
         ]
 
 
-def plan(paths: list[Path]) -> Layout:
-    """The six folders, without the rest of the repository."""
-
-    def place(name: str) -> str | None:
-        found = WANTED.fullmatch(name)
-        return found[1] if found else None
-
-    members = plan_zip(paths[0], place)
-    size = sum(member.size for member in members)
-    return Layout(size, len(members), lambda folder: extract_zip(paths[0], members, folder))
-
-
 def main(argv: Sequence[str] | None = None, spec: CamVid | None = None) -> int:
     """Run the script; return its exit status."""
     spec = spec or CamVid()
     where = f"download {spec.archive.url}"
-    return run_script(__doc__, DataSet("camvid", (spec.archive,), where, plan, spec.check), argv)
+    return run_script(__doc__, DataSet("camvid", (spec.archive,), where, as_published(WANTED), spec.check), argv)
 
 
 if __name__ == "__main__":
