@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -17,8 +18,34 @@ def balanced_order(labels: Tensor, num_classes: int, seed: int) -> Tensor:
     return order[by_class.indices[torch.sort(turn, stable=True).indices]]
 
 
+class Labelled:
+    """What data sets share that have ``labels`` (N,), ``classes``, a ``name`` and ``subset(index, name)``."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.classes)
+
+    def sample(self, size: int, seed: int = 0) -> Self:
+        """``size`` images drawn at random, the classes as even as they go."""
+        if not 0 < size <= len(self):
+            raise ValueError(f"{self.name}: cannot draw {size} of {len(self)} images")
+        return self.subset(balanced_order(self.labels, self.num_classes, seed)[:size].sort().values)
+
+    def split(self, held_out: int, seed: int = 0) -> tuple[Self, Self]:
+        """The rest, and ``held_out`` images drawn at random, the classes as even as they go."""
+        if not 0 < held_out < len(self):
+            raise ValueError(f"{self.name}: cannot hold out {held_out} of {len(self)} images")
+        order = balanced_order(self.labels, self.num_classes, seed)
+        rest, held = order[held_out:].sort().values, order[:held_out].sort().values
+        return self.subset(rest), self.subset(held, f"{self.name}, held out")
+
+
 @dataclass(frozen=True, eq=False)
-class LabelledImages:
+class LabelledImages(Labelled):
     """Images of one size with their labels.
 
     Attributes:
@@ -52,31 +79,9 @@ class LabelledImages:
             wrong = low if low < 0 else high
             raise ValueError(f"{self.name}: label {wrong} is out of range for {len(self.classes)} classes")
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        return len(self.classes)
-
     def subset(self, index: Tensor, name: str = "") -> "LabelledImages":
         """The images at ``index`` (M,)."""
         return replace(self, images=self.images[index], labels=self.labels[index], name=name or self.name)
-
-    def sample(self, size: int, seed: int = 0) -> "LabelledImages":
-        """``size`` images drawn at random, the classes as even as they go."""
-        if not 0 < size <= len(self):
-            raise ValueError(f"{self.name}: cannot draw {size} of {len(self)} images")
-        return self.subset(balanced_order(self.labels, self.num_classes, seed)[:size].sort().values)
-
-    def split(self, held_out: int, seed: int = 0) -> tuple["LabelledImages", "LabelledImages"]:
-        """The rest, and ``held_out`` images drawn at random, the classes as even as they go."""
-        if not 0 < held_out < len(self):
-            raise ValueError(f"{self.name}: cannot hold out {held_out} of {len(self)} images")
-        order = balanced_order(self.labels, self.num_classes, seed)
-        rest, held = order[held_out:].sort().values, order[:held_out].sort().values
-        return self.subset(rest), self.subset(held, f"{self.name}, held out")
 
     def channel_stats(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each channel, (3,) each, on the scale 0..1."""

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .arrays import LabelledImages, balanced_order
+from .arrays import Labelled, LabelledImages
 from .folders import SUFFIXES, class_folders, to_rgb
 from .listing import Entry, list_folder, list_shard, list_tar
 
@@ -21,7 +21,7 @@ HELD_OUT = ("test", "val", "validation")
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
+class Pictures(Labelled):
     """Image files with their labels, N of them; few bytes a file, and nothing open, so that workers can share it.
 
     Attributes:
@@ -45,14 +45,6 @@ class Pictures:
     #: Any picture can be read at any time, from folders, tar files and shards alike.
     indexable = True
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        return len(self.classes)
-
     def subset(self, index: Tensor, name: str = "") -> "Pictures":
         """The pictures at ``index`` (M,)."""
         index = torch.as_tensor(index)
@@ -63,20 +55,6 @@ class Pictures:
             places=None if self.places is None else self.places[index.numpy()],
             name=name or self.name,
         )
-
-    def sample(self, size: int, seed: int = 0) -> "Pictures":
-        """``size`` pictures drawn at random, the classes as even as they go."""
-        if not 0 < size <= len(self):
-            raise ValueError(f"{self.name}: cannot draw {size} of {len(self)} images")
-        return self.subset(balanced_order(self.labels, self.num_classes, seed)[:size].sort().values)
-
-    def split(self, held_out: int, seed: int = 0) -> tuple["Pictures", "Pictures"]:
-        """The rest, and ``held_out`` pictures drawn at random, the classes as even as they go."""
-        if not 0 < held_out < len(self):
-            raise ValueError(f"{self.name}: cannot hold out {held_out} of {len(self)} images")
-        order = balanced_order(self.labels, self.num_classes, seed)
-        rest, held = order[held_out:].sort().values, order[:held_out].sort().values
-        return self.subset(rest), self.subset(held, f"{self.name}, held out")
 
     def path(self, i: int) -> str:
         """Where picture ``i`` is: a file, or ``archive.tar: member``."""
