@@ -15,9 +15,9 @@ from .evaluation import evaluate
 from .fitting import Fitting
 from .loading import Parts, build_model, make_card, make_loaders, prepare_data
 from .recipes import Recipe
-from .runs import describe_code, describe_machine, held, peak_memory, warn_changed, write_json
+from .runs import held, peak_memory, warn_changed, write_json
 from .statistics import sign_flip
-from .training import PROFILES, make_accelerator
+from .training import PROFILES, describe, make_accelerator
 
 #: What is kept of a training: its last epoch.
 _LEFT_OUT = ("epoch", "learning_rate")
@@ -79,7 +79,7 @@ def compare(
     if accelerator.num_processes > 1:
         raise ValueError("a comparison runs in one process; give each process other seeds and another output")
     parts = prepare_data(recipe, data_root, download=download)
-    manifest = _begin(recipe, arms, parts, accelerator, profile)
+    manifest = {"kind": "comparison", "arms": arms, "results": []} | describe(recipe, parts, accelerator, profile)
     with held(output):
         file = _go_on(output, manifest) if output.is_file() else None
         done = {(result["arm"], result["seed"]) for result in manifest["results"]}
@@ -162,22 +162,6 @@ def _arms(recipe: Recipe, arms: dict[str, dict]) -> dict[str, Recipe]:
         if made[name].refresh:  # its choice would be judged by the images that score the arm
             raise ValueError(f"arm {name!r}: a comparison does not refresh sub-centroids; `dnc train` does")
     return made
-
-
-def _begin(recipe: Recipe, arms: dict, parts: Parts, accelerator: Accelerator, profile: str) -> dict:
-    return {
-        "kind": "comparison",
-        "profile": profile,
-        "recipe": recipe.to_dict(),
-        "arms": arms,
-        "results": [],
-        "data": {
-            part: {"name": data.name, "images": len(data), "digest": data.digest()} for part, data in parts.items()
-        },
-        "code": describe_code(),
-        "processes": 1,
-        **describe_machine(accelerator.device),
-    }
 
 
 def _go_on(output: Path, now: dict) -> dict:

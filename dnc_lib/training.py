@@ -90,7 +90,8 @@ def train(
         torch.manual_seed(recipe.seed)
         model = build_model(card, parts, accelerator)
         fitting = Fitting(recipe, model, loaders, accelerator)
-        run.manifest = describe(recipe, parts, model, accelerator, profile)
+        learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        run.manifest = describe(recipe, parts, accelerator, profile) | {"parameters": learned}
         if recipe.head == "dnc":
             run.manifest["start_kept"] = recipe.start_kept(fitting.updates)
             if accelerator.is_main_process:
@@ -133,10 +134,8 @@ def make_accelerator(precision: str) -> Accelerator:
     )
 
 
-def describe(
-    recipe: Recipe, parts: Parts, model: ImageClassifier, accelerator: Accelerator, profile: str = "full"
-) -> dict:
-    """What is known of a run before it starts, for its manifest."""
+def describe(recipe: Recipe, parts: Parts, accelerator: Accelerator, profile: str = "full") -> dict:
+    """What is known of a run, or of a comparison, before it starts, for its manifest."""
     return {
         "profile": profile,
         "recipe": recipe.to_dict(),
@@ -145,7 +144,6 @@ def describe(
         },
         "code": describe_code(),
         "processes": accelerator.num_processes,
-        "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         **describe_machine(accelerator.device),
     }
 
