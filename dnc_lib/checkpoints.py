@@ -1,18 +1,19 @@
-"""Models on disk as safetensors: written atomically, read without executing anything in them."""
+"""Models on disk: their weights, and the card that says how to build them again."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from .models import ImageClassifier
+from .model_files import read_tensors, write_tensors
+from .models import ImageClassifier, Model, Segmenter
 
 #: Entries of a head that an exported model leaves out: its memory speaks of past training only.
 _MEMORY = "head.memory."
+
+#: What serves the training alone, so that no file has it.
+_AUXILIARY = "auxiliary."
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,11 @@ class ModelCard:
         classes: the C names.
         mean: (3,) of the images on the scale 0..1.
         std: (3,).
-        image_size: side in pixels.
+        image_size: side in pixels; of a segmenter the shorter side that images are brought to, 0 for their own.
         backbone_settings: passed on to the backbone, for instance ``{"drop_path_rate": 0.3}``.
+        decoder: name for :func:`dnc_lib.decoders.build_decoder`; empty for a classifier of whole images.
+        decoder_settings: of :meth:`dnc_lib.models.Segmenter.build`: ``channels``, ``output_stride``.
+        colours: (C, 3) to paint the classes with, 0..255; empty where the data set has none.
     """
 
     backbone: str
@@ -38,16 +42,29 @@ class ModelCard:
     std: list[float]
     image_size: int
     backbone_settings: dict = field(default_factory=dict)
+    decoder: str = ""
+    decoder_settings: dict = field(default_factory=dict)
+    colours: list[list[int]] = field(default_factory=list)
 
-    def build(self, memory: bool = True) -> ImageClassifier:
-        """A new model of this kind, without its weights; ``memory=False`` gives it a memory of size 0."""
-        settings = self.head_settings if memory else {**self.head_settings, "memory_size": 0}
-        return ImageClassifier.build(
-            self.backbone, len(self.classes), self.head, head_settings=settings, **self.backbone_settings
+    def build(self, memory: bool = True, auxiliary: bool = False) -> Model:
+        """A new model of this kind, without its weights.
+
+        Args:
+            memory: of the size that the settings say; else 0.
+            auxiliary: with the branch that serves a segmenter's training alone.
+        """
+        settings = {"head_settings": self.head_settings if memory else {**self.head_settings, "memory_size": 0}}
+        if not self.decoder:
+            return ImageClassifier.build(
+                self.backbone, len(self.classes), self.head, **settings, **self.backbone_settings
+            )
+        settings |= {**self.decoder_settings, "auxiliary": auxiliary}
+        return Segmenter.build(
+            self.backbone, self.decoder, len(self.classes), self.head, **settings, **self.backbone_settings
         )
 
 
-def save_model(model: ImageClassifier, card: ModelCard, path: str | Path, *, memory: bool = True) -> None:
+def save_model(model: Model, card: ModelCard, path: str | Path, *, memory: bool = True) -> None:
     """Write weights, sub-centroids and card to one safetensors file, under a temporary name first.
 
     Args:
@@ -59,35 +76,19 @@ def save_model(model: ImageClassifier, card: ModelCard, path: str | Path, *, mem
     Raises:
         OSError: where it cannot be written.
     """
-    path = Path(path)
-    state = {key: value for key, value in model.state_dict().items() if memory or not key.startswith(_MEMORY)}
-    state = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        save_file(state, part, metadata={"card": json.dumps(asdict(card)), "memory": json.dumps(memory)})
-        os.replace(part, path)
-    except SafetensorError as error:  # a full disk, for instance
-        raise OSError(f"{path} cannot be written ({error})") from error
-    finally:
-        part.unlink(missing_ok=True)
+    left_out = (_AUXILIARY,) if memory else (_AUXILIARY, _MEMORY)
+    state = {key: value for key, value in model.state_dict().items() if not key.startswith(left_out)}
+    write_tensors(state, {"card": json.dumps(asdict(card)), "memory": json.dumps(memory)}, path)
 
 
-def read_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[ImageClassifier, ModelCard]:
+def read_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Model, ModelCard]:
     """The model in a file written by :func:`save_model`, in evaluation mode, with its card.
 
     Raises:
         FileNotFoundError: where there is no file.
         ValueError: for a truncated or foreign file, or weights that do not fit the card.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no model at {path}")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is truncated or no safetensors file ({error}); copy or train it again") from error
+    state, metadata = read_tensors(path)
     if "card" not in metadata:
         raise ValueError(f"{path} has no model card: it was not written by dnc_lib")
     try:

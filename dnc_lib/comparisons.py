@@ -7,23 +7,22 @@ from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from .evaluation import evaluate
 from .fitting import Fitting
 from .loading import Parts, build_model, make_card, make_loaders, prepare_data
 from .recipes import Recipe
 from .runs import held, peak_memory, warn_changed, write_json
 from .statistics import sign_flip
+from .tasks import task_of
 from .training import PROFILES, describe, make_accelerator
 
 #: What is kept of a training: its last epoch.
 _LEFT_OUT = ("epoch", "learning_rate")
 
 #: What the arms have in common: the data, prepared once, and what the comparison itself decides.
-_SHARED = ("name", "dataset", "reader", "image_size", "validation", "train_limit", "precision", "seed")
+_SHARED = ("name", "dataset", "reader", "image_size", "decoder", "validation", "train_limit", "precision", "seed")
 
 
 def compare(
@@ -56,7 +55,7 @@ def compare(
         download: fetch the data set if it is not there.
 
     Returns:
-        The manifest: ``results`` has a record for each arm and seed with the last epoch's held-out accuracy,
+        The manifest: ``results`` has a record for each arm and seed with the last epoch's held-out scores,
         ``summary`` mean and deviation of each arm, ``paired`` each difference with its sign-flip p-value.
 
     Raises:
@@ -79,6 +78,7 @@ def compare(
     if accelerator.num_processes > 1:
         raise ValueError("a comparison runs in one process; give each process other seeds and another output")
     parts = prepare_data(recipe, data_root, download=download)
+    metric = task_of(recipe, parts["train"].num_classes).metric
     manifest = {"kind": "comparison", "arms": arms, "results": []} | describe(recipe, parts, accelerator, profile)
     with held(output):
         file = _go_on(output, manifest) if output.is_file() else None
@@ -93,7 +93,7 @@ def compare(
         for seed, name in tqdm(wanted, unit=" trainings", disable=not progress, desc=recipe.name):
             result = fit_once(recipes[name].replace(seed=seed), parts, accelerator, workers)
             manifest["results"].append({"arm": name, "seed": seed, **result})
-            manifest |= summarize(manifest["results"], list(manifest["arms"]))
+            manifest |= summarize(manifest["results"], list(manifest["arms"]), metric)
             manifest["seconds"] = before + time.perf_counter() - started
             manifest["peak_memory_bytes"] = peak_memory(accelerator.device)
             write_json(manifest, output)
@@ -104,25 +104,25 @@ def fit_once(recipe: Recipe, parts: Parts, accelerator: Accelerator, workers: in
     """One training without a run folder: its last record, with ``start_kept`` where sub-centroids move."""
     card = make_card(recipe, parts)
     loaders = make_loaders(recipe, parts, card, accelerator, workers)
-    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(recipe.seed)
-        model = build_model(card, parts, accelerator)
-        fitting = Fitting(recipe, model, loaders, accelerator, evaluate_every=0)
-        fitting.fit()
+    model = build_model(recipe, card, parts, accelerator)
+    fitting = Fitting(recipe, model, loaders, accelerator, evaluate_every=0)
+    fitting.fit()
     result = {key: value for key, value in fitting.curve[-1].items() if key not in _LEFT_OUT}
-    if recipe.precision != "no":  # measured as `train` measures what it leaves: in full precision
-        held_out = evaluate(model, loaders["held_out"], accelerator.reduce)
-        result |= {key: held_out[key] for key in ("accuracy", "top5", "loss")}
+    judged = loaders["held_out"] if recipe.validation else loaders["test"]
+    # Measured as `train` measures what it leaves: in full precision, and where a data set has validation images of
+    # its own, on its test images.
+    if recipe.precision != "no" or judged is not loaders["held_out"]:
+        scores = fitting.task.evaluate(model, judged, accelerator.reduce)
+        result |= {key: scores[key] for key in (*fitting.task.measures, *fitting.task.details)}
     accelerator.free_memory()
     if recipe.head == "dnc":
         result["start_kept"] = recipe.start_kept(fitting.updates)
     return result
 
 
-def summarize(results: list[dict], arms: list[str]) -> dict:
-    """Mean and deviation of each arm's accuracy in percent, and each pair of arms over the seeds that both have."""
-    scores = {arm: {each["seed"]: each["accuracy"] for each in results if each["arm"] == arm} for arm in arms}
+def summarize(results: list[dict], arms: list[str], metric: str = "accuracy") -> dict:
+    """Mean and deviation of each arm's score in percent, and each pair of arms over the seeds that both have."""
+    scores = {arm: {each["seed"]: each[metric] for each in results if each["arm"] == arm} for arm in arms}
     summary, paired = {}, []
     for arm, values in scores.items():
         if values:

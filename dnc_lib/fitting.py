@@ -8,19 +8,18 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 from tqdm import tqdm
 
-from .evaluation import evaluate
 from .heads import SubCentroidHead
 from .loading import Loaders
 from .mixing import Mixer
-from .models import ImageClassifier
+from .models import Model
 from .optimisation import make_optimizer, make_schedule
 from .recipes import Recipe
+from .tasks import Outcome, task_of
 
 #: Steps between two looks at the loss: reading it waits for the device.
 LOOK_EVERY = 20
@@ -74,6 +73,7 @@ class Fitting:
         epoch: epochs finished.
         step: optimiser steps done in this one.
         steps: of an epoch.
+        task: images or pixels, see :mod:`dnc_lib.tasks`.
         curve: one record an epoch.
         clock: where the time went.
     """
@@ -81,13 +81,14 @@ class Fitting:
     def __init__(
         self,
         recipe: Recipe,
-        model: ImageClassifier,
+        model: Model,
         loaders: Loaders,
         accelerator: Accelerator,
         evaluate_every: int = 1,
     ):
         self.recipe, self.model, self.loaders, self.accelerator = recipe, model, loaders, accelerator
         self.evaluate_every = evaluate_every
+        self.task = task_of(recipe, model.head.num_classes)
         self.epoch, self.step, self.curve, self.clock = 0, 0, [], Clock()
         self.steps = len(loaders["train"]) // recipe.accumulate
         optimizer = make_optimizer(recipe, model)
@@ -97,7 +98,7 @@ class Fitting:
         if recipe.compile:
             self.wrapped = torch.compile(self.wrapped)
         self.sums = torch.zeros(3, dtype=torch.float64 if accelerator.device.type != "mps" else torch.float32)
-        self.sums = self.sums.to(accelerator.device)  # loss, correct, images of this epoch, on this process
+        self.sums = self.sums.to(accelerator.device)  # loss, correct, labels of this epoch, on this process
         self.mixer = None
         if recipe.mixup or recipe.cutmix:
             self.mixer = Mixer(
@@ -181,8 +182,8 @@ class Fitting:
     def share_statistics(self) -> None:
         """Average the running statistics of BatchNorm over the processes: each saw its own share of every batch."""
         if self.accelerator.num_processes > 1:
-            for buffer in self.model.backbone.buffers():
-                if buffer.is_floating_point():
+            for name, buffer in self.model.named_buffers():
+                if buffer.is_floating_point() and not name.startswith("head."):  # the head's are the same everywhere
                     buffer.copy_(self.accelerator.reduce(buffer.clone(), "mean"))
 
     def _train_epoch(self, bar: tqdm | None, after_step: Callable[[], None]) -> None:
@@ -227,18 +228,17 @@ class Fitting:
             started = time.perf_counter()
             images, labels = next(batches)
             self.clock.waiting += time.perf_counter() - started
-            targets, smoothing = labels, recipe.label_smoothing
+            targets, smoothing = None, recipe.label_smoothing
             if mixed:  # timm smooths the labels that it mixes
                 images, targets = self.mixer(images, labels, self.steps_done * passes + part)
                 smoothing = 0.0
             with nullcontext() if part == passes - 1 else accelerator.no_sync(self.wrapped):
                 with accelerator.autocast():
-                    scores, features = self.wrapped(images, return_features=True)
-                    loss = F.cross_entropy(scores.float(), targets, label_smoothing=smoothing)
-                accelerator.backward(loss / passes)
-            correct = (scores.detach().argmax(1) == labels).sum()
-            self.sums += torch.stack([loss.detach() * len(labels), correct, loss.new_tensor(len(labels))])
-            seen.append((features.detach(), labels))
+                    outcome = self.task.step(self.wrapped, images, labels, targets, smoothing)
+                accelerator.backward(outcome.loss / passes)
+            loss, correct, count = outcome.loss.detach(), outcome.correct, outcome.count
+            self.sums += torch.stack([loss * count, correct, count]).to(self.sums)
+            seen.append(outcome)
         if recipe.clip_norm:
             accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         self.optimizer.step()
@@ -249,12 +249,13 @@ class Fitting:
         if not mixed and self.steps_done >= recipe.update_after:
             self._update_head(seen)
 
-    def _update_head(self, seen: list[tuple[Tensor, Tensor]]) -> None:
+    def _update_head(self, seen: list[Outcome]) -> None:
         """Move the sub-centroids towards what the step saw on all processes; all keep the same ones, bit for bit."""
         head = self.model.head
         if not isinstance(head, SubCentroidHead):
             return
-        features, labels = (torch.cat(part) for part in zip(*seen, strict=True))
+        samples = [self.task.samples(each, self.recipe.seed * 1_000_003 + self.steps_done) for each in seen]
+        features, labels = (torch.cat(part) for part in zip(*samples, strict=True))
         if self.accelerator.num_processes > 1:
             features, labels = (self._gather(part) for part in (features, labels))
         try:
@@ -293,14 +294,14 @@ class Fitting:
         record = {
             "epoch": self.epoch + 1,
             "learning_rate": self.rate,
-            "train_loss": loss / count,
-            "train_accuracy": 100 * correct / count,
+            "train_loss": loss / max(count, 1),
+            "train_accuracy": 100 * correct / max(count, 1),
         }
         self.share_statistics()
         last = self.epoch + 1 == self.recipe.epochs
         if last or (self.evaluate_every and (self.epoch + 1) % self.evaluate_every == 0):
-            held_out = evaluate(self.model, self.loaders["held_out"], self.accelerator.reduce)
-            record |= {key: held_out[key] for key in ("accuracy", "top5", "loss")}
+            held_out = self.task.evaluate(self.model, self.loaders["held_out"], self.accelerator.reduce)
+            record |= {key: held_out[key] for key in self.task.measures}
         if isinstance(self.model.head, SubCentroidHead):
             record |= self.model.head.diagnostics()
             self.model.head.reset_usage()

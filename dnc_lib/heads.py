@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .grouping import ClassTiles, block_length
 from .memory import EmbeddingMemory
+from .nearest_scores import nearest_scores
 from .sinkhorn import ASSIGNMENTS, all_finite, assign, check_labels
 
 #: Rows scored at a time where every class is needed and no gradient is: bounds the (rows, C K) scores.
@@ -256,7 +257,9 @@ class SubCentroidHead(NormalizedHead):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores: (..., D) -> (..., C), similarity to the nearest sub-centroid over the temperature."""
-        return self.similarities(x).amax(dim=-1) / self.temperature
+        x = self.embed(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return nearest_scores(x, self.subcentroids.to(x.dtype)) / self.temperature
 
     @torch.no_grad()
     def update(self, x: Tensor, labels: Tensor) -> None:

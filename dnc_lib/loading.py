@@ -6,13 +6,17 @@ import torch
 from accelerate import Accelerator
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .backbones import size_settings
+from .backbones import build_backbone, pretrained_normalisation, size_settings
 from .checkpoints import ModelCard
 from .data import DeviceLoader, LabelledImages, load
 from .data.picture_loader import Augmentation, PictureLoader
 from .data.pictures import Pictures, open_pictures
-from .models import ImageClassifier
+from .data.scene_loader import SceneLoader
+from .data.scene_transforms import SceneAugmentation
+from .data.scenes import Scenes, open_scenes
+from .models import Model
 from .recipes import Recipe
+from .transfer import carry, read_source
 
 #: Images a batch where nothing is learned from them.
 EVALUATION_BATCH = 250
@@ -20,12 +24,18 @@ EVALUATION_BATCH = 250
 #: Training images from which a whitening layer is made.
 START_IMAGES = 5000
 
-Parts = dict[str, LabelledImages | Pictures]
-Loaders = dict[str, DeviceLoader | PictureLoader]
+#: What a recipe says of starting from ImageNet's weights.
+IMAGENET = "imagenet"
+
+Data = LabelledImages | Pictures | Scenes
+Parts = dict[str, Data]
+Loader = DeviceLoader | PictureLoader | SceneLoader
+Loaders = dict[str, Loader]
 
 
 def prepare_data(recipe: Recipe, data_root: str | Path | None = None, *, download: bool = False) -> Parts:
-    """The images that a recipe uses: ``train``, ``test``, and ``validation`` where it holds some out.
+    """The images that a recipe uses: ``train``, ``test``, and ``validation`` where it holds some out, or the data set
+    itself does.
 
     Args:
         recipe: names the data set and its reader.
@@ -36,13 +46,16 @@ def prepare_data(recipe: Recipe, data_root: str | Path | None = None, *, downloa
         FileNotFoundError: where the data is not at hand.
         ValueError: for data that is damaged, or smaller than what the recipe holds out or limits itself to.
     """
-    if recipe.reader == "files":
-        train, test = open_pictures(recipe.dataset, data_root)
+    if recipe.reader == "scenes":
+        parts = open_scenes(recipe.dataset, data_root)
     else:
-        train, test = load(recipe.dataset, data_root, image_size=recipe.image_size, download=download)
-    parts = {"train": train, "test": test}
+        if recipe.reader == "files":
+            train, test = open_pictures(recipe.dataset, data_root)
+        else:
+            train, test = load(recipe.dataset, data_root, image_size=recipe.image_size, download=download)
+        parts = {"train": train, "test": test}
     if recipe.validation:
-        parts["train"], parts["validation"] = train.split(recipe.validation)
+        parts["train"], parts["validation"] = parts["train"].split(recipe.validation)
     if recipe.train_limit:
         parts["train"] = parts["train"].sample(recipe.train_limit)
     return parts
@@ -50,12 +63,27 @@ def prepare_data(recipe: Recipe, data_root: str | Path | None = None, *, downloa
 
 def make_card(recipe: Recipe, parts: Parts) -> ModelCard:
     """What it takes to build the recipe's model again and to feed it."""
-    train = parts["train"]
-    if recipe.reader == "files":
-        mean, std, size = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, recipe.image_size
+    train, size = parts["train"], recipe.image_size
+    backbone_settings = {"drop_path_rate": recipe.drop_path} if recipe.drop_path else {}
+    dense = {}
+    if recipe.weights == IMAGENET:
+        mean, std = pretrained_normalisation(recipe.backbone)
+    elif recipe.weights:
+        mean, std = read_source(recipe.weights).normalisation
+    elif recipe.reader == "files":
+        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     else:
         mean, std = (each.tolist() for each in train.channel_stats())
+    if recipe.reader == "memory":
         size = train.images.shape[1]
+    if recipe.decoder:
+        dense = {
+            "decoder": recipe.decoder,
+            "decoder_settings": {"channels": recipe.channels, "output_stride": recipe.output_stride or None},
+            "colours": [] if train.colours is None else [list(map(int, colour)) for colour in train.colours],
+        }
+    else:
+        backbone_settings |= size_settings(recipe.backbone, size)
     return ModelCard(
         recipe.backbone,
         recipe.head,
@@ -64,26 +92,36 @@ def make_card(recipe: Recipe, parts: Parts) -> ModelCard:
         list(mean),
         list(std),
         size,
-        ({"drop_path_rate": recipe.drop_path} if recipe.drop_path else {}) | size_settings(recipe.backbone, size),
+        backbone_settings,
+        **dense,
     )
 
 
-def build_model(card: ModelCard, parts: Parts, accelerator: Accelerator) -> ImageClassifier:
-    """A new model on the accelerator's device. A first layer that is set from data gets it from training images.
+def build_model(recipe: Recipe, card: ModelCard, parts: Parts, accelerator: Accelerator) -> Model:
+    """A new model on the accelerator's device, its random numbers from the recipe's seed; the caller's go on.
+
+    The backbone begins as the recipe says. A first layer that is set from data gets it from training images.
 
     Raises:
-        ValueError: for a backbone that takes no ``drop_path``.
+        ValueError: for a backbone that takes no ``drop_path``, or weights that do not exist or do not fit.
     """
-    try:
-        model = card.build()
-    except TypeError as error:
-        if "drop_path_rate" not in str(error):
-            raise
-        raise ValueError(f"the backbone {card.backbone} has no drop path: set drop_path to 0") from error
-    if hasattr(model.backbone, "start_from"):
-        some = parts["train"].subset(torch.arange(min(START_IMAGES, len(parts["train"]))))
-        (batch, _), *_ = DeviceLoader(some, len(some), card.mean, card.std)
-        model.backbone.start_from(batch)
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(recipe.seed)
+        try:
+            model = card.build(auxiliary=recipe.auxiliary > 0)
+        except TypeError as error:
+            if "drop_path_rate" not in str(error):
+                raise
+            raise ValueError(f"the backbone {card.backbone} has no drop path: set drop_path to 0") from error
+        if recipe.weights == IMAGENET:
+            model.backbone.load_state_dict(build_backbone(recipe.backbone, pretrained=True).state_dict())
+        elif recipe.weights:
+            carry(read_source(recipe.weights), model)
+        if hasattr(model.backbone, "start_from"):
+            some = parts["train"].subset(torch.arange(min(START_IMAGES, len(parts["train"]))))
+            (batch, _), *_ = DeviceLoader(some, len(some), card.mean, card.std)
+            model.backbone.start_from(batch)
     return model.to(accelerator.device, memory_format=torch.channels_last)
 
 
@@ -136,7 +174,7 @@ def make_loaders(
 
 def make_loader(
     recipe: Recipe,
-    data: LabelledImages | Pictures,
+    data: Data,
     card: ModelCard,
     device: torch.device | str,
     *,
@@ -145,12 +183,26 @@ def make_loader(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
-) -> DeviceLoader | PictureLoader:
+) -> Loader:
     """A loader for one part, by the recipe's reader; shuffled and augmented for ``training``, else as it is."""
     shares = {"shuffle": training, "seed": recipe.seed, "rank": rank, "world_size": world_size}
     if recipe.reader == "memory":
         varied = {"pad": recipe.pad, "flip": recipe.flip} if training else {}
         return DeviceLoader(data, batch_size, card.mean, card.std, device, **varied, **shares)
+    if recipe.reader == "scenes":
+        names = ("crop_size", "scale", "class_share", "flip", "color_jitter")
+        varied = {name: getattr(recipe, name) for name in names} if training else None
+        return SceneLoader(
+            data,
+            batch_size if training else 1,  # scenes may differ in size
+            card.mean,
+            card.std,
+            device,
+            augmentation=varied and SceneAugmentation(**varied, shorter_side=recipe.image_size),
+            image_size=recipe.image_size,
+            workers=workers,
+            **shares,
+        )
     names = ("crop_scale", "flip", "rand_augment", "color_jitter", "random_erasing", "interpolation")
     return PictureLoader(
         data,

@@ -1,11 +1,10 @@
 """Mixup and CutMix: timm's, with randomness that depends on the step alone."""
 
-import contextlib
-from collections.abc import Iterator
-
 import numpy as np
 from timm.data import Mixup
 from torch import Tensor
+
+from .randomness import seeded
 
 
 class Mixer:
@@ -49,16 +48,5 @@ class Mixer:
         """
         if len(images) % 2:
             raise ValueError(f"Mixup and CutMix need an even number of images a process and pass, got {len(images)}")
-        with _numpy_seeded((self.seed, step, self.rank)):  # timm draws from numpy's global numbers
+        with seeded(self.seed, step, self.rank):  # timm draws from numpy's global numbers
             return self._mixup(images.clone(), labels)
-
-
-@contextlib.contextmanager
-def _numpy_seeded(entropy: tuple[int, ...]) -> Iterator[None]:
-    """numpy's global random numbers from this start inside; outside they go on as if nothing had been."""
-    state = np.random.get_state()  # noqa: NPY002
-    np.random.seed(np.random.SeedSequence(entropy).generate_state(4))  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002

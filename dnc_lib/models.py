@@ -1,13 +1,20 @@
-"""Models: a backbone and a head."""
+"""Models: a backbone and a head, and for pixels a decoder between them."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import build_backbone, feature_width
-from .heads import Head, SubCentroidHead, build_head
+from .decoders import Decoder, build_auxiliary, build_decoder
+from .feature_maps import dense_settings, feature_maps, input_multiple, map_widths, without_place
+from .heads import Head, SoftmaxHead, SubCentroidHead, build_head
+from .metrics import IGNORED
+from .pixels import draw_pixels, labels_at
+from .transfer import Source, Transfer, carry, read_source
 
 
 @contextmanager
@@ -33,6 +40,7 @@ class ImageClassifier(nn.Module):
     def __init__(self, backbone: nn.Module, head: Head):
         super().__init__()
         self.backbone, self.head = backbone, head
+        self.made_of: tuple[str, dict] | None = None  # name and settings of the backbone, where they are known
 
     @classmethod
     def build(
@@ -59,7 +67,9 @@ class ImageClassifier(nn.Module):
             ValueError: for an unknown backbone or head.
         """
         backbone = build_backbone(name, pretrained=pretrained, **settings)
-        return cls(backbone, build_head(head, feature_width(backbone), num_classes, **(head_settings or {})))
+        model = cls(backbone, build_head(head, feature_width(backbone), num_classes, **(head_settings or {})))
+        model.made_of = name, settings
+        return model
 
     @classmethod
     def from_timm(
@@ -126,11 +136,190 @@ class ImageClassifier(nn.Module):
         Raises:
             ValueError: for an empty loader, or a head that has no sub-centroids.
         """
-        if not isinstance(self.head, SubCentroidHead):
-            raise ValueError(f"refresh needs a SubCentroidHead; a {type(self.head).__name__} has nothing to estimate")
         with evaluating(self) as device:
-            parts = [(self.features(images.to(device)).float(), labels.to(device)) for images, labels in loader]
-        if not parts:
-            raise ValueError("the loader gave no batch: nothing to estimate sub-centroids from")
-        features, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-        self.head.estimate(features, labels)
+            parts = ((self.features(images.to(device)), labels.to(device)) for images, labels in loader)
+            _estimate(self.head, parts)
+
+
+class Segmenter(nn.Module):
+    """Normalised images (B, 3, H, W), of any size, to class scores of every pixel (B, C, H, W).
+
+    The backbone is the one that classifies images, its parameters under the same names; the head scores the
+    decoder's embedding of every place as it scores an image. Scores are made at the decoder's resolution and brought
+    to that of the images, so that no tensor has C times K channels at full size.
+
+    Args:
+        backbone: see :func:`dnc_lib.feature_maps.feature_maps`. What it has learned and this path does not reach is
+            frozen.
+        decoder: feature maps to one embedding (B, D, h, w).
+        head: (..., D) to scores, built with ``ignore_index=255``.
+        auxiliary: a second decoder and its linear head, whose loss helps the training of deep backbones and which
+            no exported model has (Zhao et al. 2017, section 3.3; in every public baseline).
+
+    Attributes:
+        transfer: what came from a classifier, where the model was made from one.
+    """
+
+    def __init__(self, backbone: nn.Module, decoder: Decoder, head: Head, auxiliary: nn.ModuleDict | None = None):
+        super().__init__()
+        self.backbone, self.decoder, self.head, self.auxiliary = backbone, decoder, head, auxiliary
+        self.transfer: Transfer | None = None
+        self.multiple = input_multiple(backbone)
+        idle = set(without_place(backbone))
+        for name, parameter in backbone.named_parameters():
+            if name in idle:
+                parameter.requires_grad_(False)
+
+    @classmethod
+    def build(
+        cls,
+        name: str,
+        decoder: str,
+        num_classes: int,
+        head: str = "dnc",
+        *,
+        pretrained: bool = False,
+        output_stride: int | None = None,
+        channels: int = 512,
+        auxiliary: bool = False,
+        head_settings: dict | None = None,
+        **settings,
+    ) -> "Segmenter":
+        """A segmenter by the names of its parts.
+
+        Args:
+            name: of the backbone, see :func:`dnc_lib.backbones.build_backbone`.
+            decoder: ``"fcn"``, ``"deeplabv3"`` or ``"upernet"``.
+            num_classes: C, how many classes there are.
+            head: ``"dnc"``, ``"softmax"``, ``"cosine"`` or ``"frozen"``.
+            pretrained: load the backbone's ImageNet weights.
+            output_stride: 8 or 16, where the backbone can dilate its convolutions; ``None`` leaves it as it is.
+            channels: D, width of the decoder's embedding.
+            auxiliary: with the auxiliary branch, for training.
+            head_settings: of :class:`~dnc_lib.heads.SubCentroidHead`; K is 10 unless they say so.
+            settings: for the backbone.
+
+        Raises:
+            ValueError: for an unknown part, or an output stride that the backbone cannot have.
+        """
+        backbone = build_backbone(name, pretrained=pretrained, **{**dense_settings(name, output_stride), **settings})
+        widths = map_widths(backbone)
+        part = build_decoder(decoder, widths, channels=channels)
+        head_settings = {"num_subcentroids": 10, "ignore_index": IGNORED, **(head_settings or {})}
+        branch = None
+        if auxiliary:
+            side = build_auxiliary(widths)
+            branch = nn.ModuleDict({"decoder": side, "head": SoftmaxHead(side.width, num_classes, IGNORED)})
+        return cls(backbone, part, build_head(head, part.width, num_classes, **head_settings), branch)
+
+    @classmethod
+    def from_classifier(
+        cls,
+        classifier: ImageClassifier | str | Path,
+        decoder: str,
+        num_classes: int | None = None,
+        head: str = "dnc",
+        **settings,
+    ) -> "Segmenter":
+        """A segmenter that begins with all that a classifier has learned and the dense path can use.
+
+        ``model.transfer`` tells what was carried, what is new, and, by name, what has no place.
+
+        Args:
+            classifier: a model, a run folder, or a file written by :func:`dnc_lib.checkpoints.save_model`.
+            decoder: see :meth:`build`.
+            num_classes: C; the classifier's if not given.
+            head: see :meth:`build`.
+            settings: of :meth:`build`.
+
+        Raises:
+            FileNotFoundError: where there is no such file.
+            ValueError: for a file that holds no classifier, or a model that does not tell how its backbone was made.
+        """
+        source = _source(classifier) if isinstance(classifier, ImageClassifier) else read_source(classifier)
+        settings = {**source.settings, **settings}
+        model = cls.build(source.backbone, decoder, num_classes or source.num_classes, head, **settings)
+        model.transfer = carry(source, model)
+        return model
+
+    def features(self, images: Tensor) -> Tensor:
+        """Raw embedding of every place, before the head's normalisation: (B, 3, H, W) -> (B, D, h, w)."""
+        return self.decoder(self._maps(images))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """What the head compares: unit embeddings (B, D, h, w), or the raw features under a softmax head."""
+        features = self.features(images)
+        return self.head.embed(features.movedim(1, -1)).movedim(-1, 1) if hasattr(self.head, "embed") else features
+
+    def forward(self, images: Tensor, return_features: bool = False):
+        """Class scores (B, C, H, W); with ``return_features`` also the raw features (B, D, h, w) that the head's
+        update takes labels for, and the auxiliary scores (B, C, H, W), ``None`` without that branch."""
+        maps = self._maps(images)
+        features = self.decoder(maps)
+        scores = self._at_full_size(self.head(features.movedim(1, -1)), images)
+        if not return_features:
+            return scores
+        beside = None
+        if self.auxiliary is not None:
+            side = self.auxiliary["decoder"](maps)
+            beside = self._at_full_size(self.auxiliary["head"](side.movedim(1, -1)), images)
+        return scores, features, beside
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of images padded, at the right and below, to what the backbone can cut into patches."""
+        height, width = images.shape[2:]
+        missing = (-width % self.multiple, -height % self.multiple)
+        return feature_maps(self.backbone, F.pad(images, (0, missing[0], 0, missing[1])) if any(missing) else images)
+
+    def _at_full_size(self, scores: Tensor, images: Tensor) -> Tensor:
+        """Scores (B, h, w, C) to (B, C, H, W), the images' size."""
+        height, width = images.shape[2:]
+        padded = [side + -side % self.multiple for side in (height, width)]
+        scores = F.interpolate(scores.movedim(-1, 1).float(), padded, mode="bilinear", align_corners=False)
+        return scores[:, :, :height, :width]
+
+    @torch.no_grad()
+    def refresh(self, loader: Iterable[tuple[Tensor, Tensor]], pixels: int = 20) -> None:
+        """Estimate the sub-centroids anew from a data set, in evaluation mode, without a gradient.
+
+        Args:
+            loader: iterable of (images (B, 3, H, W) normalised, labels (B, H, W), 255 for no class).
+            pixels: how many of each class and image take part, at most.
+
+        Raises:
+            ValueError: for an empty loader, or a head that has no sub-centroids.
+        """
+
+        def parts() -> Iterator[tuple[Tensor, Tensor]]:
+            for number, (images, labels) in enumerate(loader):
+                features = self.features(images.to(device))
+                labels = labels_at(labels.to(device), features.shape[2:])
+                yield draw_pixels(features, labels, pixels, self.head.num_classes, seed=number)
+
+        with evaluating(self) as device:
+            _estimate(self.head, parts())
+
+
+#: Either kind.
+Model = ImageClassifier | Segmenter
+
+
+def _estimate(head: Head, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Set the sub-centroids from raw features (..., D) and their labels."""
+    if not isinstance(head, SubCentroidHead):
+        raise ValueError(f"refresh needs a SubCentroidHead; a {type(head).__name__} has nothing to estimate")
+    flat = [(x.float().flatten(0, -2), labels.flatten()) for x, labels in parts]
+    if not flat:
+        raise ValueError("the loader gave no batch: nothing to estimate sub-centroids from")
+    head.estimate(*(torch.cat(part) for part in zip(*flat, strict=True)))
+
+
+def _source(classifier: ImageClassifier) -> Source:
+    """A classifier at hand, as :func:`~dnc_lib.transfer.read_source` gives one from a file."""
+    if classifier.made_of is None:
+        raise ValueError(
+            "this classifier does not tell how its backbone was made: make it with ImageClassifier.build or "
+            "from_timm, or give its file"
+        )
+    name, settings = classifier.made_of
+    return Source(name, settings, classifier.state_dict(), classifier.head.num_classes)

@@ -23,7 +23,7 @@ def parameter_groups(recipe: Recipe, model: nn.Module) -> list[dict]:
 
     Without ``decay_norms`` vectors and scalars (norms, biases) go free of weight decay, and so do the tables that a
     timm model names itself (Swin's relative positions). With ``norm_bias_rate`` the biases of BatchNorm learn that
-    many times faster.
+    many times faster, with ``backbone_rate`` so does the whole backbone.
 
     Returns:
         Groups for a torch optimiser; those that would be empty are left out.
@@ -37,28 +37,27 @@ def parameter_groups(recipe: Recipe, model: nn.Module) -> list[dict]:
         for module in model.modules()
         if isinstance(module, nn.BatchNorm2d) and module.bias is not None and recipe.norm_bias_rate != 1
     }
-    decayed, free, norm_biases = [], [], []
+    bias_decay = recipe.weight_decay / recipe.norm_bias_rate if recipe.decay_norms else 0.0
+    kinds = {  # its weight decay, and its learning rate over the recipe's
+        "decayed": (recipe.weight_decay, 1.0),
+        "free": (0.0, 1.0),
+        # decay times rate stays what it is elsewhere: these learn faster, they do not shrink faster
+        "norm biases": (bias_decay, recipe.norm_bias_rate),
+    }
+    groups = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if id(parameter) in fast:
-            norm_biases.append(parameter)
-        elif not recipe.decay_norms and (parameter.ndim <= 1 or name in spared):
-            free.append(parameter)
-        else:
-            decayed.append(parameter)
-    bias_decay = recipe.weight_decay / recipe.norm_bias_rate if recipe.decay_norms else 0.0
-    groups = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-        {
-            "params": norm_biases,
-            # decay times rate stays what it is elsewhere: these learn faster, they do not shrink faster
-            "weight_decay": bias_decay,
-            "lr": recipe.learning_rate * recipe.norm_bias_rate,
-        },
+        bare = not recipe.decay_norms and (parameter.ndim <= 1 or name in spared)
+        kind = "norm biases" if id(parameter) in fast else "free" if bare else "decayed"
+        slow = recipe.backbone_rate if name.startswith("backbone.") else 1.0
+        groups.setdefault((slow, kind), []).append(parameter)
+    return [
+        {"params": groups[slow, kind], "weight_decay": decay, "lr": recipe.learning_rate * rate * slow}
+        for slow in sorted({slow for slow, _ in groups})
+        for kind, (decay, rate) in kinds.items()
+        if (slow, kind) in groups
     ]
-    return [group for group in groups if group["params"]]
 
 
 def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> lr_scheduler.LRScheduler:

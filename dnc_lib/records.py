@@ -161,7 +161,9 @@ def arm_fields(head: str) -> tuple[str, ...]:
     """The fields of a recipe that matter to this head and to nothing else in a training."""
     if head in _FEW:
         return _FEW[head]
-    wanted = {*Recipe(name="", dataset="", backbone="").head_settings(), "update_after", "refresh"} - set(_OWN)
+    wanted = {*Recipe(name="", dataset="", backbone="").head_settings(), "update_after", "refresh", "pixels"} - set(
+        _OWN
+    )
     return tuple(field.name for field in dataclasses.fields(Recipe) if field.name in wanted)
 
 

@@ -12,10 +12,8 @@ from accelerate.utils import DistributedDataParallelKwargs
 from tqdm import tqdm
 
 from .checkpoints import ModelCard, save_model
-from .evaluation import evaluate
 from .fitting import LOOK_EVERY, Fitting
-from .loading import Loaders, Parts, build_model, make_card, make_loaders, prepare_data
-from .models import ImageClassifier
+from .loading import Parts, build_model, make_card, make_loaders, prepare_data
 from .recipes import Recipe
 from .recipes.base import START_KEPT
 from .runs import BEST, METRICS, MODEL, Run, describe_code, describe_machine, held, peak_memory, warn_changed
@@ -37,7 +35,7 @@ def train(
     progress: bool = True,
     download: bool = False,
 ) -> Run:
-    """Train a classifier by a recipe and leave a run folder.
+    """Train a model by a recipe and leave a run folder.
 
     With several processes (``accelerate launch``) every batch is shared out and the features are gathered for the
     update, so that each process keeps the same sub-centroids.
@@ -57,7 +55,8 @@ def train(
         download: fetch the data set if it is not there.
 
     Returns:
-        The run; ``run.manifest["final"]`` has the last epoch's held-out accuracy in percent.
+        The run; ``run.manifest["final"]`` has the last epoch's scores on the test images, in percent: ``accuracy``,
+        or for scenes ``miou`` and ``pixel_accuracy``, with the ``iou`` of each class.
 
     Raises:
         FileExistsError: where the run folder holds a run and ``resume`` is off.
@@ -84,14 +83,13 @@ def train(
     card = make_card(recipe, parts)
     loaders = make_loaders(recipe, parts, card, accelerator, workers)
 
-    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-    alone = held(run.folder) if accelerator.is_main_process else nullcontext()
-    with alone, torch.random.fork_rng(devices):  # the caller's random numbers go on as if nothing had been
-        torch.manual_seed(recipe.seed)
-        model = build_model(card, parts, accelerator)
-        fitting = Fitting(recipe, model, loaders, accelerator)
+    with held(run.folder) if accelerator.is_main_process else nullcontext():
+        model = build_model(recipe, card, parts, accelerator)
+        fitting = Fitting(recipe, model, loaders, accelerator, recipe.evaluate_every)
         learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         run.manifest = describe(recipe, parts, accelerator, profile) | {"parameters": learned}
+        if recipe.decoder:
+            run.manifest["classes"] = card.classes
         if recipe.head == "dnc":
             run.manifest["start_kept"] = recipe.start_kept(fitting.updates)
             if accelerator.is_main_process:
@@ -104,14 +102,15 @@ def train(
             fitting.fit(bar, keeper.after_step, keeper.after_epoch)
         started = time.perf_counter()
         if recipe.refresh and recipe.head == "dnc":  # frozen sub-centroids never move
-            run.manifest["refresh"] = _refresh(model, loaders, accelerator)
-        final = evaluate(model, loaders["test"], accelerator.reduce)
+            run.manifest["refresh"] = _refresh(fitting)
+        task = fitting.task
+        final = task.evaluate(model, loaders["test"], accelerator.reduce)
         fitting.clock.elsewhere += time.perf_counter() - started
 
-        best = max((each for each in fitting.curve if "accuracy" in each), key=lambda each: each["accuracy"])
+        best = max((each for each in fitting.curve if task.metric in each), key=lambda each: each[task.metric])
         run.manifest |= {
-            "final": {key: final[key] for key in ("accuracy", "top5", "loss")},
-            "best": {"epoch": best["epoch"], "accuracy": best["accuracy"]},
+            "final": {key: final[key] for key in (*task.measures, *task.details)},
+            "best": {"epoch": best["epoch"], task.metric: best[task.metric]},
             "curve": fitting.curve,
             **fitting.clock.report(),
             "peak_memory_bytes": peak_memory(accelerator.device),
@@ -219,7 +218,8 @@ class _Keeper:
         if self.main:
             *before, record = self.fitting.curve
             self.run.add_metrics(record)
-            if "accuracy" in record and all(record["accuracy"] > each.get("accuracy", -1) for each in before):
+            metric = self.fitting.task.metric
+            if metric in record and all(record[metric] > each.get(metric, -1) for each in before):
                 save_model(self.fitting.model, self.card, self.run.folder / BEST, memory=False)
 
 
@@ -259,12 +259,17 @@ def _bar(fitting: Fitting, progress: bool) -> tqdm:
     )
 
 
-def _refresh(model: ImageClassifier, loaders: Loaders, accelerator: Accelerator) -> dict:
-    """Estimate the sub-centroids anew on the training images; take that back where held-out accuracy falls."""
-    before = evaluate(model, loaders["held_out"], accelerator.reduce)["accuracy"]
+def _refresh(fitting: Fitting) -> dict:
+    """Estimate the sub-centroids anew on the training images; take that back where the held-out score falls."""
+    model, loaders, task = fitting.model, fitting.loaders, fitting.task
+
+    def score() -> float:
+        return task.evaluate(model, loaders["held_out"], fitting.accelerator.reduce)[task.metric]
+
+    before = score()
     state = {key: value.clone() for key, value in model.head.state_dict().items()}
     model.refresh(loaders["train_plain"])
-    after = evaluate(model, loaders["held_out"], accelerator.reduce)["accuracy"]
+    after = score()
     if after < before:
         model.head.load_state_dict(state)
     return {"held_out_before": before, "held_out_after": after, "kept": after >= before}

@@ -18,11 +18,13 @@ def balanced_order(labels: Tensor, num_classes: int, seed: int) -> Tensor:
     return order[by_class.indices[torch.sort(turn, stable=True).indices]]
 
 
-class Labelled:
-    """What data sets share that have ``labels`` (N,), ``classes``, a ``name`` and ``subset(index, name)``."""
+class Drawn:
+    """What data sets share that have a length, ``classes``, a ``name`` and ``subset(index, name)``: parts of them,
+    drawn at random."""
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def _order(self, seed: int) -> Tensor:
+        """The N indices at random."""
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
 
     @property
     def num_classes(self) -> int:
@@ -30,18 +32,28 @@ class Labelled:
         return len(self.classes)
 
     def sample(self, size: int, seed: int = 0) -> Self:
-        """``size`` images drawn at random, the classes as even as they go."""
+        """``size`` images drawn at random; where each has one label, the classes as even as they go."""
         if not 0 < size <= len(self):
             raise ValueError(f"{self.name}: cannot draw {size} of {len(self)} images")
-        return self.subset(balanced_order(self.labels, self.num_classes, seed)[:size].sort().values)
+        return self.subset(self._order(seed)[:size].sort().values)
 
     def split(self, held_out: int, seed: int = 0) -> tuple[Self, Self]:
-        """The rest, and ``held_out`` images drawn at random, the classes as even as they go."""
+        """The rest, and ``held_out`` images drawn as :meth:`sample` draws."""
         if not 0 < held_out < len(self):
             raise ValueError(f"{self.name}: cannot hold out {held_out} of {len(self)} images")
-        order = balanced_order(self.labels, self.num_classes, seed)
+        order = self._order(seed)
         rest, held = order[held_out:].sort().values, order[:held_out].sort().values
         return self.subset(rest), self.subset(held, f"{self.name}, held out")
+
+
+class Labelled(Drawn):
+    """What data sets share whose images have one label each, ``labels`` (N,)."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def _order(self, seed: int) -> Tensor:
+        return balanced_order(self.labels, self.num_classes, seed)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,17 +1,12 @@
 """Batches of image files: read, cropped and augmented by workers, normalised on the training device."""
 
-import contextlib
-import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from .loader import Passes
+from .file_loader import FileLoader, FileViews
 from .pictures import Pictures
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -75,7 +70,7 @@ class Augmentation:
             ) from error
 
 
-class PictureLoader(Passes):
+class PictureLoader(FileLoader):
     """Normalised batches of :class:`~dnc_lib.data.pictures.Pictures`.
 
     Order and augmentation of a picture depend on (seed, epoch, picture) alone: not on the workers, on the processes
@@ -120,81 +115,32 @@ class PictureLoader(Passes):
         world_size: int = 1,
         workers: int = 0,
     ):
-        super().__init__(data, batch_size, shuffle=shuffle, seed=seed, rank=rank, world_size=world_size)
         if image_size < 1:
             raise ValueError(f"image_size must be 1 or more, got {image_size}")
         if not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct must be a share of the picture's side, above 0 and up to 1, got {crop_pct}")
-        if workers < 0:
-            raise ValueError(f"workers must be 0 or more, got {workers}")
         _check_interpolation(interpolation, INTERPOLATIONS)
-        self.device, self.workers = torch.device(device), workers
-        self.mean = torch.as_tensor(mean, device=device, dtype=torch.float32)
-        self.scale = 1 / torch.as_tensor(std, device=device, dtype=torch.float32)
         if augmentation is not None:
             transform = augmentation.transform(image_size, *(tuple(map(float, values)) for values in (mean, std)))
         else:
             transform = create_transform(image_size, crop_pct=crop_pct, interpolation=interpolation, normalize=False)
-        self.views = Views(data, transform, None if augmentation is None else seed)
-        self._plan = _Plan()
-        self._read = DataLoader(
-            self.views,
-            batch_sampler=self._plan,
-            num_workers=workers,
-            collate_fn=_stack,
-            pin_memory=self.device.type == "cuda",
-            persistent_workers=workers > 0,
-            generator=torch.Generator(),  # or each pass would draw from the caller's
+        super().__init__(
+            Views(data, transform, None if augmentation is None else seed),
+            _stack,
+            batch_size,
+            mean,
+            std,
+            device,
+            shuffle=shuffle,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            workers=workers,
         )
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields images (B, 3, S, S), normalised, channels last in memory, and labels (B,)."""
-        self._plan.epoch, self._plan.steps = self.epoch, self._steps(self._generator())
-        yield from self._ahead() if self.device.type == "cuda" else map(self._normalise, self._read)
-        self._finish()
 
-    def _ahead(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches that are copied to the GPU while it works on the ones before."""
-        stream, ready = torch.cuda.Stream(self.device), None
-        for batch in self._read:
-            with torch.cuda.stream(stream):
-                coming = self._normalise(batch)
-            if ready is not None:
-                yield ready
-            current = torch.cuda.current_stream(self.device)
-            current.wait_stream(stream)
-            for part in coming:
-                part.record_stream(current)  # or its memory would be given away when the copying stream is done
-            ready = coming
-        if ready is not None:
-            yield ready
-
-    def _normalise(self, batch: tuple[Tensor, Tensor] | ValueError) -> tuple[Tensor, Tensor]:
-        if isinstance(batch, ValueError):
-            raise batch
-        images, labels = (part.to(self.device, non_blocking=True) for part in batch)
-        if images.dtype == torch.uint8:
-            images = (images.float().div_(255) - self.mean) * self.scale
-        return images.permute(0, 3, 1, 2), labels
-
-
-class _Plan:
-    """What is asked of the workers in a pass. They outlive an epoch, so each picture comes with its own."""
-
-    def __init__(self):
-        self.epoch, self.steps = 0, []
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for index in self.steps:
-            yield [(self.epoch, i) for i in index.tolist()]
-
-
-class Views(Dataset):
-    """Pictures as tensors, asked for by (epoch, number); an unreadable one gives its error back as a value, so that
-    it arrives from a worker as it is, not as the text of a traceback.
+class Views(FileViews):
+    """Pictures as tensors (3, S, S) with their labels.
 
     Args:
         data: the pictures.
@@ -203,38 +149,12 @@ class Views(Dataset):
     """
 
     def __init__(self, data: Pictures, transform, seed: int | None):
-        self.data, self.transform, self.seed = data, transform, seed
+        super().__init__(data, seed)
+        self.transform = transform
 
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, which: tuple[int, int]) -> tuple[Tensor, int] | ValueError:
-        epoch, i = which
-        try:
-            picture, label = self.data.read(i)
-        except ValueError as error:
-            return ValueError(str(error))  # its cause may hold what cannot be sent
-        if self.seed is None:
-            return self.transform(picture), label
-        with _seeded(self.seed, epoch, i):
-            return self.transform(picture), label
-
-
-@contextlib.contextmanager
-def _seeded(*numbers: int) -> Iterator[None]:
-    """Random numbers of Python, NumPy and torch (on the CPU) that depend on ``numbers`` alone; the caller's go on."""
-    # timm draws from the global numbers of all three, so they are lent to it.
-    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
-    first, second, third = np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(3)
-    random.seed(int(first))
-    np.random.seed(second)  # noqa: NPY002
-    torch.default_generator.manual_seed(int(third))  # torch.manual_seed would reach the GPU's generator too
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.default_generator.set_state(states[2])
+    def view(self, picture, label: int) -> tuple[Tensor, int]:
+        """The picture as a tensor, and its label."""
+        return self.transform(picture), label
 
 
 def _stack(items: list) -> tuple[Tensor, Tensor] | ValueError:

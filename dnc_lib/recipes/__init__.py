@@ -5,14 +5,18 @@ import inspect
 from collections.abc import Callable
 
 from .base import Recipe, parse_arm
+from .camvid import *  # noqa: F403
+from .camvid import __all__ as _camvid
 from .cifar import *  # noqa: F403
 from .cifar import __all__ as _cifar
 from .digits import *  # noqa: F403
 from .digits import __all__ as _digits
 from .imagenet import *  # noqa: F403
 from .imagenet import __all__ as _imagenet
+from .scenes import *  # noqa: F403
+from .scenes import __all__ as _scenes
 
-NAMES = (*_digits, *_cifar, *_imagenet)
+NAMES = (*_digits, *_cifar, *_imagenet, *_camvid, *_scenes)
 
 __all__ = ["NAMES", "Recipe", "describe", "get", "parse_arm", *NAMES]
 

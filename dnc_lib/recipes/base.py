@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 
 from ..heads import HEADS
+from ..metrics import IGNORED
 from ..sinkhorn import ASSIGNMENTS
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -16,7 +17,9 @@ PRECISIONS = ("no", "bf16", "fp16")
 
 _CHOICES = {
     "head": HEADS,
-    "reader": ("memory", "files"),
+    "reader": ("memory", "files", "scenes"),
+    "decoder": ("", "fcn", "deeplabv3", "upernet"),
+    "output_stride": (0, 8, 16, 32),
     "interpolation": ("bilinear", "bicubic"),
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
@@ -25,24 +28,43 @@ _CHOICES = {
     "precision": PRECISIONS,
 }
 _RANGES = (
-    ("1 or more", lambda x: x >= 1, ("epochs", "batch_size", "accumulate", "image_size", "num_subcentroids")),
+    (
+        "1 or more",
+        lambda x: x >= 1,
+        ("epochs", "evaluate_every", "batch_size", "accumulate", "num_subcentroids", "channels", "pixels"),
+    ),
     (
         "0 or more",
         lambda x: x >= 0,
         (
             *("seed", "weight_decay", "warmup_epochs", "min_learning_rate", "clip_norm", "pad", "color_jitter"),
-            *("mixup", "cutmix", "memory_size", "update_after", "validation", "train_limit"),
+            *(
+                "mixup",
+                "cutmix",
+                "memory_size",
+                "update_after",
+                "validation",
+                "train_limit",
+                "auxiliary",
+                "image_size",
+            ),
         ),
     ),
-    ("above 0", lambda x: x > 0, ("learning_rate", "norm_bias_rate", "decay", "power", "temperature", "epsilon")),
+    (
+        "above 0",
+        lambda x: x > 0,
+        ("learning_rate", "norm_bias_rate", "backbone_rate", "decay", "power", "temperature", "epsilon"),
+    ),
     (
         "0 or more and below 1",
         lambda x: 0 <= x < 1,
         ("sgd_momentum", "momentum", "label_smoothing", "drop_path", "random_erasing"),
     ),
     ("between 0 and 1", lambda x: 0 <= x <= 1, ("mix_probability",)),
-    ("above 0 and at most 1", lambda x: 0 < x <= 1, ("crop_pct",)),
+    ("above 0 and at most 1", lambda x: 0 < x <= 1, ("crop_pct", "class_share")),
     ("two numbers, 0 < low <= high <= 1", lambda x: len(x) == 2 and 0 < x[0] <= x[1] <= 1, ("crop_scale",)),
+    ("two numbers, 0 < low <= high", lambda x: len(x) == 2 and 0 < x[0] <= x[1], ("scale",)),
+    ("height and width, or nothing", lambda x: not x or (len(x) == 2 and min(x) > 0), ("crop_size", "window")),
 )
 
 #: Fields of several numbers: their type, what is allowed in them, and how to say it.
@@ -59,14 +81,20 @@ class Recipe:
     Attributes:
         name: of the recipe.
         dataset: see :func:`dnc_lib.data.load`.
-        reader: ``memory`` (all images of one size, on the device) or ``files`` (pictures of any size, read and cut
-            while training goes on).
-        image_size: side in pixels.
+        reader: ``memory`` (all images of one size, on the device), ``files`` (pictures of any size, read and cut
+            while training goes on) or ``scenes`` (the same, with a label for every pixel).
+        image_size: side in pixels; of scenes the shorter side at the test, 0 for their own.
         backbone: see :func:`dnc_lib.backbones.build_backbone`.
+        weights: where the backbone begins: empty for random, ``imagenet``, or a classifier's run folder or file.
+        decoder: for pixels, ``fcn``, ``deeplabv3`` or ``upernet``; empty where images are classified.
+        channels: of the decoder, D.
+        output_stride: of the backbone, 8, 16 or 32 where it can dilate its convolutions; 0 leaves it as it is.
+        auxiliary: for pixels, weight of the loss of the auxiliary branch; 0 for none.
         drop_path: share of residual branches dropped in training (stochastic depth), rising to this with depth.
         head: ``softmax``, ``cosine`` (learned prototypes), ``frozen`` (random, never moved) or ``dnc``.
         seed: of weights, sub-centroids, order and augmentation.
         epochs: passes over the training images.
+        evaluate_every: epochs between two looks at the held-out images; the last one always has one.
         batch_size: images an optimiser step, over all processes together.
         accumulate: forward and backward passes a step, each on its part of the batch.
         optimizer: ``sgd`` or ``adamw``.
@@ -76,6 +104,7 @@ class Recipe:
         weight_decay: on learnable parameters.
         decay_norms: weight decay on norms, biases and position tables too.
         norm_bias_rate: the learning rate of BatchNorm's biases is this many times higher.
+        backbone_rate: the learning rate of the backbone is this many times that of the rest.
         clip_norm: longest gradient allowed; 0 for any.
         schedule: ``step`` (times ``decay`` at ``milestones``), ``one_cycle``, ``cosine``, ``poly`` or ``constant``.
         warmup_epochs: the learning rate rises in a line from a thousandth during so many epochs.
@@ -86,10 +115,14 @@ class Recipe:
         pad: for images in memory, random crop after padding by so many pixels.
         flip: mirror half of the images.
         crop_scale: for pictures, share of the area that a random crop takes, lowest and highest.
+        crop_size: for scenes, height and width of the random crop.
+        scale: for scenes, lowest and highest factor by which they are resized before the crop.
+        class_share: for scenes, the share that one class may have of a crop, where ten tries find such a crop.
+        window: for scenes, height and width of the sliding window at the test; empty for the whole image at once.
         crop_pct: for pictures, side of the test image's central crop over its shorter side.
         interpolation: for pictures, ``bilinear`` or ``bicubic``.
         rand_augment: for pictures, timm's words, as ``rand-m9-mstd0.5-inc1``; empty for none.
-        color_jitter: for pictures, strength.
+        color_jitter: for pictures and scenes, strength.
         random_erasing: for pictures, share of them that lose a rectangle.
         label_smoothing: share of each label spread over all classes.
         mixup: strength (alpha) of Mixup; 0 for none.
@@ -103,6 +136,7 @@ class Recipe:
         epsilon: entropy of the Sinkhorn assignment.
         correct_only: only correctly classified samples enter update and memory.
         start: ``random`` or ``data``.
+        pixels: for scenes, how many of each class and image enter the update, at most.
         update_after: optimiser steps during which the sub-centroids stand still.
         refresh: after training, estimate them anew; kept only where held-out accuracy does not fall.
         validation: training images held out; 0 for none.
@@ -116,10 +150,16 @@ class Recipe:
     backbone: str
     reader: str = "memory"
     image_size: int = 32
+    weights: str = ""
+    decoder: str = ""
+    channels: int = 512
+    output_stride: int = 0
+    auxiliary: float = 0.0
     drop_path: float = 0.0
     head: str = "dnc"
     seed: int = 0
     epochs: int = 200
+    evaluate_every: int = 1
     batch_size: int = 128
     accumulate: int = 1
     optimizer: str = "sgd"
@@ -129,6 +169,7 @@ class Recipe:
     weight_decay: float = 1e-4
     decay_norms: bool = True
     norm_bias_rate: float = 1.0
+    backbone_rate: float = 1.0
     clip_norm: float = 0.0
     schedule: str = "step"
     warmup_epochs: int = 0
@@ -139,6 +180,10 @@ class Recipe:
     pad: int = 4
     flip: bool = True
     crop_scale: tuple[float, ...] = (0.08, 1.0)
+    crop_size: tuple[int, ...] = ()
+    scale: tuple[float, ...] = (0.5, 2.0)
+    class_share: float = 0.75
+    window: tuple[int, ...] = ()
     crop_pct: float = 0.875
     interpolation: str = "bilinear"
     rand_augment: str = ""
@@ -154,6 +199,7 @@ class Recipe:
     memory_size: int = 12_800
     assignment: str = "sinkhorn"
     epsilon: float = 0.05
+    pixels: int = 20
     correct_only: bool = False
     start: str = "random"
     update_after: int = 0
@@ -175,9 +221,7 @@ class Recipe:
                     raise ValueError(f"{field} must be {rule}, got {getattr(self, field)}")
         if self.refresh and not self.validation:
             raise ValueError("refresh needs held-out images to judge it by: set validation to their number")
-        for field in ("rand_augment", "color_jitter", "random_erasing"):
-            if self.reader == "memory" and getattr(self, field):
-                raise ValueError(f"{field} is for pictures: it needs reader files, got memory")
+        self._check_reader()
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} cannot be cut into {self.accumulate} equal parts")
         if self.warmup_epochs and (self.schedule == "one_cycle" or self.warmup_epochs >= self.epochs):
@@ -190,6 +234,27 @@ class Recipe:
                 "mixed batches never move sub-centroids, and with mix_probability 1 all are mixed: lower it, or use "
                 "head frozen"
             )
+
+    def _check_reader(self) -> None:
+        """Raise ``ValueError`` for fields that the reader does not serve."""
+        for field in ("rand_augment", "random_erasing", "color_jitter"):
+            readers = ("files", "scenes") if field == "color_jitter" else ("files",)
+            if self.reader not in readers and getattr(self, field):
+                raise ValueError(
+                    f"{field} is for pictures: it needs reader {' or '.join(readers)}, got {self.reader}"
+                )
+        if (self.reader == "scenes") != bool(self.decoder):
+            raise ValueError(
+                f"reader scenes and a decoder belong together, got reader {self.reader} and decoder {self.decoder!r}"
+            )
+        if self.reader != "scenes":
+            if self.image_size < 1:
+                raise ValueError(f"image_size must be 1 or more, got {self.image_size}")
+            return
+        if not self.crop_size:
+            raise ValueError("scenes are cut: set crop_size to height and width")
+        if self.mixup or self.cutmix or self.label_smoothing:
+            raise ValueError("mixup, cutmix and label_smoothing are for whole images, not for scenes: set them to 0")
 
     def replace(self, **changes) -> "Recipe":
         """The same with some fields changed.
@@ -208,7 +273,8 @@ class Recipe:
     def head_settings(self) -> dict:
         """The fields that concern the head."""
         names = ("num_subcentroids", "momentum", "temperature", "memory_size", "assignment", "epsilon")
-        return {name: getattr(self, name) for name in (*names, "correct_only", "start", "seed")}
+        settings = {name: getattr(self, name) for name in (*names, "correct_only", "start", "seed")}
+        return settings | ({"ignore_index": IGNORED} if self.decoder else {})
 
     def start_kept(self, updates: int) -> float:
         """Weight of a sub-centroid's random start after so many updates: momentum to their number."""
