@@ -160,7 +160,8 @@ def _train(options: argparse.Namespace) -> int:
     final, seconds, waiting = (run.manifest.get(key) for key in ("final", "seconds", "wait_share"))
     waited = "" if waiting is None else f", {waiting:.0%} of the training steps waiting for data"
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-        print(f"{run.folder}: accuracy {final['accuracy']:.2f} % in {seconds:.0f} s{waited}")
+        score = f"mIoU {final['miou']:.2f}" if run.recipe.decoder else f"accuracy {final['accuracy']:.2f}"
+        print(f"{run.folder}: {score} % in {seconds:.0f} s{waited}")
     return 0
 
 
