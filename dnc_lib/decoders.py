@@ -3,10 +3,13 @@
 FCN (Long et al. 2015), DeepLabV3 (Chen et al. 2017) and UPerNet (Xiao et al. 2018), laid out as the baselines that
 readers compare numbers with, mmsegmentation's ``fcn_r101-d8``, ``deeplabv3_r101-d8`` and ``upernet_swin``. Those end
 in a 1x1 convolution to class scores; here the decoder ends before it, and the head takes its place. Convolutions
-begin as theirs do (Kaiming normal, fan out), resizing is bilinear with ``align_corners=False``. Two differences are
-common to all: the maps come from timm's backbones, whose ResNets have one 7x7 convolution as stem where
-mmsegmentation's ``-d8`` models have three of 3x3, and whose Swin has a LayerNorm on the last map alone where
-mmsegmentation's has one on each of the four.
+begin as theirs do (Kaiming normal, fan out), resizing is bilinear with ``align_corners=False``.
+
+The differences lie before the decoders, in timm's backbones. Its ResNets have one 7x7 convolution as stem, where
+mmsegmentation's ``-d8`` models have three of 3x3 (timm's ``resnet50c`` and ``resnet101c`` have them too). Its Swin
+has a LayerNorm on the last map alone, where mmsegmentation's has one on each of the four; and where that Swin was
+built for images of 224, its last stage is a single window, which larger images do not make it shift, as
+mmsegmentation's does.
 """
 
 from abc import ABC, abstractmethod

@@ -122,7 +122,7 @@ def evaluate_segmentation(
     if total is None and reduce is None:
         raise ValueError("the loader gave no images: nothing to evaluate")
     if reduce is not None:
-        if total is None:  # the other processes wait for this one's numbers
+        if total is None:  # no image for this process, but the others wait for its numbers
             total = ConfusionMatrix(model.head.num_classes, device)
         total.reduce(reduce)
         sums = reduce(sums if device.type == "mps" else sums.to(device))  # MPS has no float64, and one process

@@ -14,7 +14,6 @@ from timm.models.efficientnet import EfficientNet
 from timm.models.mobilenetv3 import MobileNetV3
 from timm.models.regnet import RegNet
 from timm.models.resnet import ResNet
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .backbones import CIFAR_RESNETS, CIFAR_STEMS, TINY, CifarResNet
@@ -110,7 +109,7 @@ def _as_map(backbone: nn.Module, final: Tensor, last: Tensor) -> Tensor:
 
 def _late_layers(backbone: nn.Module, x: Tensor) -> Tensor:
     """Layers that the classifier has after its pooling, at every place: (B, D', h, w) -> (B, D, h, w)."""
-    if isinstance(backbone, VisionTransformer):
+    if isinstance(getattr(backbone, "fc_norm", None), nn.Module):  # ViT, EVA, BEiT with average pooling
         return backbone.fc_norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     if not isinstance(backbone, MobileNetV3) and not isinstance(
         getattr(backbone, "head", None), NormMlpClassifierHead
@@ -124,17 +123,15 @@ def _late_layers(backbone: nn.Module, x: Tensor) -> Tensor:
 def input_multiple(backbone: nn.Module) -> int:
     """The sides of an image must be multiples of this: 1 where any size will do.
 
-    A backbone that pads takes every size; one that cuts patches takes whole patches, and Swin pads what comes
-    after. Of any other, the coarsest stride is asked, so that no border is lost on the way.
+    A backbone that pads takes every size; Swin cuts whole patches and pads what comes after. Of any other, the
+    coarsest stride is asked, so that no border is lost on the way.
     """
     if isinstance(backbone, (*PADDING, FastNetwork)):
         return 1
-    patches = getattr(backbone, "patch_embed", None)
-    if hasattr(patches, "patch_size"):
-        scales = {info["reduction"] for info in backbone.feature_info}
-        if len(scales) == 1 or getattr(backbone, "dynamic_img_size", False):
-            return max(patches.patch_size)
-    return max(info["reduction"] for info in backbone.feature_info)
+    scales = {info["reduction"] for info in backbone.feature_info}
+    if len(scales) > 1 and getattr(backbone, "dynamic_img_size", False):  # Swin
+        return max(backbone.patch_embed.patch_size)
+    return max(scales)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Class scores of whole scenes: at once or window by window, mirrored and at several sizes, at any resolution."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -134,12 +135,12 @@ def _window_and_stride(window: Size | None, stride: Size | None) -> tuple:
 
 
 def _pair(name: str, value: Size) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or any(int(side) != side or side < 1 for side in pair):
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(pair) != 2 or not all(side >= 1 and int(side) == side for side in pair):
         raise ValueError(f"{name} must be (height, width) in whole pixels, 1 or more, got {value}")
-    return tuple(int(side) for side in pair)
+    return int(pair[0]), int(pair[1])
 
 
 def _check_scales(scales: Sequence[float]) -> None:
-    if len(scales) == 0 or not all(scale > 0 and scale < float("inf") for scale in scales):
+    if not isinstance(scales, Sequence) or not scales or not all(0 < scale < math.inf for scale in scales):
         raise ValueError(f"scales must be one or more positive factors, got {scales}")

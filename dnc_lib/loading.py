@@ -122,6 +122,9 @@ def build_model(recipe: Recipe, card: ModelCard, parts: Parts, accelerator: Acce
             some = parts["train"].subset(torch.arange(min(START_IMAGES, len(parts["train"]))))
             (batch, _), *_ = DeviceLoader(some, len(some), card.mean, card.std)
             model.backbone.start_from(batch)
+    if recipe.decoder and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        # A process has a few scenes at a time, too few for a BatchNorm of its own; the CPU knows no such norm.
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model.to(accelerator.device, memory_format=torch.channels_last)
 
 

@@ -42,10 +42,9 @@ def purity(winners: Tensor, labels: Tensor, num_subcentroids: int, num_classes: 
 
 
 def predicted_classes(scores: Tensor) -> Tensor:
-    """The class with the largest score at each pixel: (B, C, H, W) -> (B, H, W), as ``scores.argmax(1)``.
+    """The class with the largest score at each pixel: (B, C, H, W) -> (B, H, W).
 
-    ``max`` walks planes of pixels, where ``argmax`` gathers each pixel's scores: on a CPU it takes a quarter of the
-    time.
+    The same as ``scores.argmax(1)``; on a CPU ``max`` takes a quarter to two thirds of the time that it takes.
     """
     return scores.max(dim=1).indices
 
@@ -124,9 +123,9 @@ def class_iou(matrix: Tensor) -> Tensor:
 
 def _areas(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels that are a class and predicted so, and pixels that are either: (..., C) float64, on the CPU."""
-    matrix = matrix.cpu().double()  # exact up to 2^53 pixels; not every device has float64
     both = matrix.diagonal(dim1=-2, dim2=-1)
-    return both, matrix.sum(-1) + matrix.sum(-2) - both
+    either = matrix.sum(-1) + matrix.sum(-2) - both
+    return both.cpu().double(), either.cpu().double()  # exact up to 2^53 pixels; not every device has float64
 
 
 class ConfusionMatrix:
@@ -144,10 +143,7 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu"):
-        if not 1 <= num_classes <= IGNORED:
-            raise ValueError(
-                f"num_classes must lie in [1, {IGNORED}], got {num_classes}: label {IGNORED} is no class"
-            )
+        _check_number(num_classes)
         self.num_classes = num_classes
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.long, device=device)
 

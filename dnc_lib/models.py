@@ -157,6 +157,8 @@ class Segmenter(nn.Module):
             no exported model has (Zhao et al. 2017, section 3.3; in every public baseline).
 
     Attributes:
+        multiple: images are padded to it, at the right and below.
+        idle: names of the backbone's parameters that this path does not reach.
         transfer: what came from a classifier, where the model was made from one.
     """
 
@@ -165,10 +167,9 @@ class Segmenter(nn.Module):
         self.backbone, self.decoder, self.head, self.auxiliary = backbone, decoder, head, auxiliary
         self.transfer: Transfer | None = None
         self.multiple = input_multiple(backbone)
-        idle = set(without_place(backbone))
-        for name, parameter in backbone.named_parameters():
-            if name in idle:
-                parameter.requires_grad_(False)
+        self.idle = tuple(without_place(backbone))
+        for name in self.idle:
+            backbone.get_parameter(name).requires_grad_(False)
 
     @classmethod
     def build(
@@ -234,11 +235,12 @@ class Segmenter(nn.Module):
 
         Raises:
             FileNotFoundError: where there is no such file.
-            ValueError: for a file that holds no classifier, or a model that does not tell how its backbone was made.
+            ValueError: for what is no classifier, or a model that does not tell how its backbone was made.
         """
-        source = _source(classifier) if isinstance(classifier, ImageClassifier) else read_source(classifier)
+        source = read_source(classifier) if isinstance(classifier, str | Path) else _source(classifier)
         settings = {**source.settings, **settings}
-        model = cls.build(source.backbone, decoder, num_classes or source.num_classes, head, **settings)
+        num_classes = source.num_classes if num_classes is None else num_classes
+        model = cls.build(source.backbone, decoder, num_classes, head, **settings)
         model.transfer = carry(source, model)
         return model
 
@@ -293,8 +295,9 @@ class Segmenter(nn.Module):
         def parts() -> Iterator[tuple[Tensor, Tensor]]:
             for number, (images, labels) in enumerate(loader):
                 features = self.features(images.to(device))
-                labels = labels_at(labels.to(device), features.shape[2:])
-                yield draw_pixels(features, labels, pixels, self.head.num_classes, seed=number)
+                labels = labels_at(labels.to(device), features.shape[2:], self.multiple, images.shape[2:])
+                drawn, labels = draw_pixels(features, labels, pixels, self.head.num_classes, seed=number)
+                yield drawn[labels != IGNORED], labels[labels != IGNORED]  # all rows of a data set would fill memory
 
         with evaluating(self) as device:
             _estimate(self.head, parts())
@@ -316,6 +319,10 @@ def _estimate(head: Head, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
 
 def _source(classifier: ImageClassifier) -> Source:
     """A classifier at hand, as :func:`~dnc_lib.transfer.read_source` gives one from a file."""
+    if not isinstance(classifier, ImageClassifier):
+        raise ValueError(
+            f"from_classifier takes an ImageClassifier, a run folder or a file, got a {type(classifier).__name__}"
+        )
     if classifier.made_of is None:
         raise ValueError(
             "this classifier does not tell how its backbone was made: make it with ImageClassifier.build or "

@@ -64,7 +64,7 @@ def _largest(x: Tensor, vectors: Tensor, winners: Tensor | None = None) -> Tenso
 
 
 class _NearestScores(torch.autograd.Function):
-    """:func:`_largest` with a gradient for the rows: each gets the winners, weighted by the gradient of their class."""
+    """:func:`_largest` with a gradient: each row gets the winners, weighted by the gradient of their class."""
 
     @staticmethod
     def forward(ctx, x: Tensor, vectors: Tensor) -> Tensor:

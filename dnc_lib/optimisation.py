@@ -54,7 +54,7 @@ def parameter_groups(recipe: Recipe, model: nn.Module) -> list[dict]:
         groups.setdefault((slow, kind), []).append(parameter)
     return [
         {"params": groups[slow, kind], "weight_decay": decay, "lr": recipe.learning_rate * rate * slow}
-        for slow in sorted({slow for slow, _ in groups})
+        for slow in sorted({slow for slow, _ in groups}, reverse=True)
         for kind, (decay, rate) in kinds.items()
         if (slow, kind) in groups
     ]

@@ -1,17 +1,36 @@
 """Which pixels move the sub-centroids: a few of each class and image, as even over the classes as they come."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .metrics import IGNORED
+from .sinkhorn import check_labels
 
 
-def labels_at(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels (B, H, W) at another resolution: (B, h, w), each the label at the middle of its place."""
-    if labels.shape[1:] == tuple(size):
-        return labels
-    return F.interpolate(labels.unsqueeze(1).to(torch.float32), size, mode="nearest-exact").squeeze(1).long()
+def labels_at(
+    labels: Tensor, size: tuple[int, int], multiple: int = 1, image_size: tuple[int, int] | None = None
+) -> Tensor:
+    """Labels at the resolution of an embedding: each place gets the label at its middle.
+
+    Args:
+        labels: (B, H, W), 255 for no class.
+        size: (h, w), the places.
+        multiple: images are padded to it, at the right and below, see :attr:`dnc_lib.models.Segmenter.multiple`, and
+            the places cover the padding too; those in it get 255.
+        image_size: of the images, in pixels, before the padding; the labels' if None.
+
+    Returns:
+        (B, h, w) long.
+    """
+    for dim, (places, side) in enumerate(zip(size, image_size or labels.shape[1:], strict=True), start=1):
+        own, padded = labels.shape[dim], side + -side % multiple
+        if (places, padded) == (own, side):
+            continue
+        middles = (2 * torch.arange(places, device=labels.device) + 1) * (own * padded) // (2 * places * side)
+        found = labels.index_select(dim, middles.clamp_max(own - 1))
+        beyond = (middles >= own).unsqueeze(-1) if dim == 1 else middles >= own  # whole rows, whole columns
+        labels = found.masked_fill(beyond, IGNORED)
+    return labels.long()
 
 
 @torch.no_grad()
@@ -25,17 +44,21 @@ def draw_pixels(
 
     Args:
         features: (B, D, h, w).
-        labels: (B, h, w), 255 for no class.
+        labels: (B, h, w), integers, 255 for no class; see :func:`labels_at`.
         limit: pixels of a class and image.
         num_classes: C, how many classes there are.
         seed: of the drawing.
 
     Returns:
-        features (B, P, D) and labels (B, P), P = min(limit * C, h * w); rows that no pixel fills have the label 255.
-        P does not depend on the labels, so all processes have as many rows.
+        features (B, P, D) and labels (B, P) long, P = min(limit * C, h * w); rows that no pixel fills have the label
+        255. P does not depend on the labels, so all processes have as many rows.
+
+    Raises:
+        ValueError: for labels of another shape or out of range, or a limit below 1.
     """
+    _check(features, labels, limit, num_classes)
     batch, width = features.shape[:2]
-    labels = labels.flatten(1)  # (B, N)
+    labels = labels.flatten(1).long()  # (B, N)
     places = labels.shape[1]
     rows = min(limit * num_classes, places)
     order = torch.randperm(places, generator=torch.Generator().manual_seed(seed)).to(labels.device)
@@ -51,3 +74,14 @@ def draw_pixels(
     index = order[by_class.gather(1, places_first)]  # (B, P) into h * w
     flat = features.flatten(2)  # (B, D, N)
     return flat.gather(2, index.unsqueeze(1).expand(-1, width, -1)).transpose(1, 2), chosen
+
+
+def _check(features: Tensor, labels: Tensor, limit: int, num_classes: int) -> None:
+    if features.dim() != 4 or labels.shape != (len(features), *features.shape[2:]):
+        raise ValueError(
+            f"labels must be (B, h, w) for features (B, D, h, w), got {tuple(labels.shape)} for "
+            f"{tuple(features.shape)}: labels_at brings them to that resolution"
+        )
+    if limit < 1:
+        raise ValueError(f"limit must be 1 or more pixels of a class and image, got {limit}")
+    check_labels(labels[labels != IGNORED], num_classes)

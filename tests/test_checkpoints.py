@@ -8,7 +8,7 @@ from helpers import small_disk
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dnc_lib import checkpoints
+from dnc_lib import model_files
 from dnc_lib.checkpoints import ModelCard, load_state, read_model, save_model
 
 CARD = ModelCard(
@@ -177,7 +177,7 @@ def test_a_failure_in_the_middle_leaves_the_old_file(model, path, monkeypatch):
         part.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(model_files, "save_file", full)
     with pytest.raises(OSError, match="no space left"):
         save_model(model, CARD, path)
     assert path.read_bytes() == old

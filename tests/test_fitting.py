@@ -26,7 +26,7 @@ def fitted(recipe, parts=None, **settings):
     accelerator = make_accelerator(recipe.precision)
     card = make_card(recipe, parts)
     torch.manual_seed(recipe.seed)
-    model = build_model(card, parts, accelerator)
+    model = build_model(recipe, card, parts, accelerator)
     return Fitting(recipe, model, make_loaders(recipe, parts, card, accelerator), accelerator, **settings)
 
 

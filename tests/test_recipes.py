@@ -19,8 +19,9 @@ def test_every_recipe_is_a_function_of_its_own_name(name):
     described = recipes.describe(name)
     for word in ("Expect", "Time", "Data"):
         assert word in described
-    network = name.split("_", 1)[1].removesuffix("_as_released").removesuffix("_zoo")
-    assert network in recipe.backbone
+    network = name.removeprefix(f"{recipe.dataset}_").removesuffix("_as_released").removesuffix("_zoo")
+    decoder, _, backbone = network.partition("_") if recipe.decoder else ("", "", network)
+    assert (decoder, backbone in recipe.backbone) == (recipe.decoder, True)
 
 
 def test_a_recipe_survives_json():
@@ -89,7 +90,7 @@ def test_unknown_recipes_and_fields_meet_the_nearest():
         ({"milestones": [3, 5]}, r"milestones must be a tuple of int, got \[3, 5\]"),
         ({"milestones": (3, 5.5)}, "milestones must be a tuple of int"),
         ({"optimizer": "adam"}, "optimizer must be one of sgd, adamw, got 'adam'"),
-        ({"reader": "disk"}, "reader must be one of memory, files, got 'disk'"),
+        ({"reader": "disk"}, "reader must be one of memory, files, scenes, got 'disk'"),
         ({"accumulate": 0}, "accumulate must be 1 or more"),
         ({"accumulate": 5}, "batch_size 64 cannot be cut into 5 equal parts"),
         ({"crop_scale": (0.5,)}, r"crop_scale must be two numbers, 0 < low <= high <= 1, got \(0.5,\)"),

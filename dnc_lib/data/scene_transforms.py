@@ -146,10 +146,10 @@ def rotate_hue(image: Image.Image, turn: float) -> Image.Image:
 
     Args:
         image: RGB.
-        turn: -0.5 to 0.5, as a share of a full turn.
+        turn: as a share of a full turn, -0.5 to 0.5; above 0 red goes towards green.
     """
     cosine, sine = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
-    plane = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
+    plane = np.array([[1, 0, 0], [0, cosine, sine], [0, -sine, cosine]])
     matrix = np.linalg.inv(_YIQ) @ plane @ _YIQ
     return image.convert("RGB", tuple(np.pad(matrix, ((0, 0), (0, 1))).ravel()))
 

@@ -93,14 +93,10 @@ class Scenes(Drawn):
         return labels.astype(np.uint8)
 
     def _numbers(self, classes: bool) -> str:
-        """The numbers in a mask that stand for classes, or for no class, as words."""
-        known = self.table != UNKNOWN
-        numbers = np.flatnonzero(known & ((self.table != IGNORED) == classes)).tolist()
-        return (
-            f"{numbers[0]} to {numbers[-1]}"
-            if numbers == [*range(numbers[0], numbers[-1] + 1)] and len(numbers) > 2
-            else ", ".join(map(str, numbers))
-        )
+        """The numbers in a mask that stand for classes, or else for no class, as words."""
+        numbers = np.flatnonzero((self.table != UNKNOWN) & ((self.table != IGNORED) == classes)).tolist()
+        in_a_row = len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1
+        return f"{numbers[0]} to {numbers[-1]}" if in_a_row else ", ".join(map(str, numbers))
 
     def channel_stats(self, size: int = 1000) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each channel, (3,) each, on the scale 0..1: an estimate from at most ``size``

@@ -1,0 +1,217 @@
+"""Why this class? The nearest cases of a prediction and of its runner-up, the rule in words, and what it would take
+to change it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .exemplars import Exemplar, Exemplars, check_head
+from .inference import segment
+from .models import Model, Segmenter, evaluating
+from .places import axes
+
+#: Sub-centroids that are shown of a class.
+CASES = 3
+
+
+class Case(NamedTuple):
+    """A sub-centroid as evidence.
+
+    Attributes:
+        label: c, its class.
+        subcentroid: k, its number within the class.
+        similarity: to what is explained, -1 to 1.
+        exemplar: the training image or pixel that it stands for; None where its class has none left.
+    """
+
+    label: int
+    subcentroid: int
+    similarity: float
+    exemplar: Exemplar | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a prediction rests on.
+
+    Attributes:
+        classes: the C names.
+        num_subcentroids: K, of each class.
+        predicted: the class of the nearest sub-centroid.
+        runner_up: the class of the nearest sub-centroid of any other class.
+        shares: of each class, the softmax of the scores; they add up to 1.
+        cases: the nearest sub-centroids of the predicted class, nearest first, then those of the runner-up.
+        size: (height, width) of the image itself.
+        at: (row, column) of the pixel that was asked about; None for a whole image.
+        centre: the pixel in the middle of the decoder's place that it lies in, whose embedding is explained.
+        map_class: what the label map says at the pixel: class scores are blended between neighbouring places, so
+            near a border it may differ from ``predicted``. None for a whole image.
+    """
+
+    classes: tuple[str, ...]
+    num_subcentroids: int
+    predicted: int
+    runner_up: int
+    shares: tuple[float, ...]
+    cases: tuple[Case, ...]
+    size: tuple[int, int]
+    at: tuple[int, int] | None = None
+    centre: tuple[int, int] | None = None
+    map_class: int | None = None
+
+    def of(self, label: int) -> tuple[Case, ...]:
+        """The cases of a class, nearest first."""
+        return tuple(case for case in self.cases if case.label == label)
+
+    @property
+    def margin(self) -> float:
+        """How much nearer the predicted class's nearest case is than the runner-up's, in similarity."""
+        return self.of(self.predicted)[0].similarity - self.of(self.runner_up)[0].similarity
+
+    @property
+    def rule(self) -> str:
+        """The decision as a rule."""
+        name, others = self.classes[self.predicted], len(self.classes) * self.num_subcentroids - 1
+        what = "it" if self.at is None else "the pixel"
+        return (
+            f"IF {what} is nearer to {self.describe(self.of(self.predicted)[0])} than to any of the other "
+            f"{others} cases THEN {name}"
+        )
+
+    @property
+    def change(self) -> str:
+        """What it would take to change the decision."""
+        other, name = self.of(self.runner_up)[0], self.classes[self.runner_up]
+        return (
+            f"It would be {name} if its similarity to {self.describe(other)} were more than {self.margin:.3f} higher"
+        )
+
+    @property
+    def caveat(self) -> str:
+        """Where the label map says something else at this pixel, that it does; else empty."""
+        if self.map_class is None or self.map_class == self.predicted:
+            return ""
+        return (
+            f"The label map, which blends the scores of neighbouring places, has {self.classes[self.map_class]} at "
+            f"this pixel: it lies near a border"
+        )
+
+    def describe(self, case: Case) -> str:
+        """A case in words."""
+        words = f"case {case.subcentroid} of {self.classes[case.label]}"
+        if case.exemplar is None:
+            return f"{words} (no training image is left to show it)"
+        place = "" if case.exemplar.row is None else f", row {case.exemplar.row}, column {case.exemplar.column}"
+        return f"{words} ({case.exemplar.name}{place})"
+
+    def to_dict(self) -> dict:
+        """Plain values, for a JSON file."""
+        cases = []
+        for case in self.cases:
+            exemplar = case.exemplar and {key: v for key, v in case.exemplar._asdict().items() if v is not None}
+            cases.append({**case._asdict(), "class": self.classes[case.label], "exemplar": exemplar})
+        place = {}
+        if self.at is not None:
+            place = {"at": list(self.at), "centre": list(self.centre), "map_class": self.classes[self.map_class]}
+        return {
+            "predicted": self.classes[self.predicted],
+            "runner_up": self.classes[self.runner_up],
+            "margin": self.margin,
+            "rule": self.rule,
+            "change": self.change,
+            "size": list(self.size),
+            **place,
+            "shares": dict_of_shares(self.classes, self.shares),
+            "cases": cases,
+        }
+
+
+def dict_of_shares(classes: Iterable[str], shares: Iterable[float]) -> list[dict]:
+    """Classes and their shares, the largest first."""
+    pairs = sorted(zip(classes, shares, strict=True), key=lambda pair: -pair[1])
+    return [{"class": name, "share": share} for name, share in pairs]
+
+
+@torch.no_grad()
+def explain(
+    model: Model,
+    image: Tensor,
+    exemplars: Exemplars,
+    *,
+    at: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None,
+    cases: int = CASES,
+) -> Explanation:
+    """The evidence for the class of an image or, of a segmenter, of one of its pixels.
+
+    Args:
+        model: with a :class:`~dnc_lib.heads.SubCentroidHead`.
+        image: (3, h, w), normalised, as the model is given it.
+        exemplars: of this model, see :func:`~dnc_lib.exemplars.find_exemplars`.
+        at: (row, column) of the pixel, at the image's own resolution; its centre if None. For segmenters alone.
+        size: (H, W) of the image itself, where it was resized for the model; else (h, w).
+        cases: how many are given of the predicted class and of the runner-up, at most.
+
+    Raises:
+        ValueError: for a head without sub-centroids, a single class, exemplars of another number of classes or
+            sub-centroids, a pixel outside the image or of a classifier.
+    """
+    check_head(model)
+    subcentroids = model.head.subcentroids  # (C, K, D)
+    num_classes, number = subcentroids.shape[:2]
+    if num_classes < 2:
+        raise ValueError("with a single class there is nothing to explain: nothing else could have been predicted")
+    if image.dim() != 3:
+        raise ValueError(f"image must be one image (3, h, w), got {tuple(image.shape)}")
+    if cases < 1:
+        raise ValueError(f"cases must be 1 or more, got {cases}")
+    if [len(own) for own in exemplars.cases] != [number] * num_classes:
+        raise ValueError(f"the exemplars are another model's: this one has {num_classes} x {number} sub-centroids")
+    size = tuple(image.shape[1:]) if size is None else tuple(size)
+    place = {}
+    with evaluating(model) as device:
+        image = image[None].to(device)
+        if isinstance(model, Segmenter):
+            at = _checked(at, size)
+            embedded, place = _at_place(model, image, at, size)
+        elif at is not None:
+            raise ValueError(f"this model classifies whole images: there is no pixel {at} to explain")
+        else:
+            embedded = model.embed(image)[0]
+    similarity = subcentroids @ embedded.to(subcentroids.dtype)  # (C, K)
+    best = similarity.amax(1)
+    predicted, runner_up = best.topk(2).indices.tolist()
+    evidence = []
+    for label in (predicted, runner_up):
+        values, which = similarity[label].sort(descending=True)
+        for value, k in list(zip(values.tolist(), which.tolist(), strict=True))[:cases]:
+            evidence.append(Case(label, k, value, exemplars.cases[label][k]))
+    shares = tuple((best / model.head.temperature).softmax(0).tolist())
+    return Explanation(exemplars.classes, number, predicted, runner_up, shares, tuple(evidence), size, **place)
+
+
+def _checked(at: tuple[int, int] | None, size: tuple[int, int]) -> tuple[int, int]:
+    if at is None:
+        return size[0] // 2, size[1] // 2
+    for what, place, side in zip(("row", "column"), at, size, strict=True):
+        if not 0 <= place < side:
+            raise ValueError(
+                f"{what} {place} lies outside the image, which has {size[0]} rows and {size[1]} columns, "
+                f"counted from 0"
+            )
+    return tuple(at)
+
+
+def _at_place(
+    model: Segmenter, image: Tensor, at: tuple[int, int], size: tuple[int, int]
+) -> tuple[Tensor, dict]:
+    """The embedding (D,) of the place that a pixel lies in, and the fields of the explanation that tell of it."""
+    embedded = model.embed(image)[0]  # (D, h, w)
+    down, across = axes(size, tuple(image.shape[2:]), tuple(embedded.shape[1:]), model.multiple)
+    row, column = down.place(at[0]), across.place(at[1])
+    centre = tuple(min(int(axis.pixel()[i]), axis.pixels - 1) for axis, i in ((down, row), (across, column)))
+    map_class = int(segment(model, image, size=size)[0, :, at[0], at[1]].argmax())
+    return embedded[:, row, column], {"at": at, "centre": centre, "map_class": map_class}

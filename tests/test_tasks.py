@@ -1,0 +1,179 @@
+"""Images and pixels: losses by hand, what the head's update gets, trainings on scenes that stop or are shared."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_fitting import close
+from test_resume import Crash, crash_at, same
+
+from dnc_lib import recipes
+from dnc_lib.metrics import IGNORED
+from dnc_lib.models import ImageClassifier, Segmenter
+from dnc_lib.runs import Run
+from dnc_lib.tasks import Classification, Segmentation, task_of
+from dnc_lib.training import train
+
+pytestmark = pytest.mark.filterwarnings("ignore:momentum .* of the random start")
+
+#: 4 steps an epoch.
+SHORT = {
+    "epochs": 3, "train_limit": 32, "batch_size": 8, "crop_size": (32, 32), "channels": 16, "pixels": 5,
+    "update_after": 0, "memory_size": 300, "auxiliary": 0.4,
+}  # fmt: skip
+
+
+def segmenter(head="dnc", auxiliary=False, classes=5):
+    torch.manual_seed(0)
+    return Segmenter.build("tiny_resnet8", "fcn", classes, head, channels=8, auxiliary=auxiliary)
+
+
+def batch(classes=5, count=3, side=24):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(count, 3, side, side, generator=generator)
+    labels = torch.randint(0, classes, (count, side, side), generator=generator)
+    labels[:, :5] = IGNORED
+    return images, labels
+
+
+def test_the_task_of_a_recipe():
+    assert isinstance(task_of(recipes.digits_resnet8(), 10), Classification)
+    task = task_of(recipes.camvid_fcn_resnet50(pixels=7, window=(200, 240)), 11)
+    assert (task.num_classes, task.auxiliary, task.pixels, task.window) == (11, 0.4, 7, (200, 240))
+
+
+def test_whole_images():
+    torch.manual_seed(0)
+    model = ImageClassifier.build("tiny_resnet8", 4)
+    images, labels = torch.randn(6, 3, 8, 8), torch.arange(6) % 4
+    outcome = Classification().step(model, images, labels, smoothing=0.1)
+    scores, features = model(images, return_features=True)
+    assert torch.allclose(outcome.loss, F.cross_entropy(scores, labels, label_smoothing=0.1))
+    assert outcome.correct == (scores.argmax(1) == labels).sum()
+    assert outcome.count == 6
+    rows, their = Classification().samples(outcome, seed=0)
+    assert torch.allclose(rows, features)
+    assert torch.equal(their, labels)
+    assert not rows.requires_grad
+    soft = torch.full((6, 4), 0.25)
+    mixed = Classification().step(model, images, labels, soft)
+    assert torch.allclose(mixed.loss, F.cross_entropy(scores, soft), atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["dnc", "softmax"])
+def test_the_loss_is_the_mean_over_labelled_pixels(head):
+    model, (images, labels) = segmenter(head), batch()
+    model.eval()
+    outcome = Segmentation(5).step(model, images, labels)
+    log = model(images).log_softmax(1)
+    labelled = labels != IGNORED
+    by_hand = -log.gather(1, labels.where(labelled, 0).unsqueeze(1)).squeeze(1)[labelled].mean()
+    assert torch.allclose(outcome.loss, by_hand, atol=1e-5)
+    assert outcome.count == labelled.sum() == 3 * 19 * 24
+    assert outcome.correct == (log.argmax(1) == labels).sum()
+    wrong = F.cross_entropy(log, labels.where(labelled, 0))  # what counting the others as a class would give
+    assert (outcome.loss - wrong).abs() > 1e-3
+
+
+def test_a_batch_without_labels_costs_nothing():
+    model, (images, labels) = segmenter(auxiliary=True), batch()
+    outcome = Segmentation(5, auxiliary=0.4).step(model, images, torch.full_like(labels, IGNORED))
+    outcome.loss.backward()
+    assert outcome.loss == 0
+    assert outcome.count == 0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    before = model.head.subcentroids.clone()
+    model.head.update(*Segmentation(5).samples(outcome, seed=0))
+    assert torch.equal(before, model.head.subcentroids)
+
+
+def test_the_auxiliary_branch_has_its_weight():
+    model, (images, labels) = segmenter(auxiliary=True), batch()
+    model.eval()
+    losses = [Segmentation(5, weight).step(model, images, labels).loss for weight in (0.0, 0.4, 1.0)]
+    _, _, beside = model(images, return_features=True)
+    alone = F.cross_entropy(beside, labels, ignore_index=IGNORED)
+    assert torch.allclose(losses[1] - losses[0], 0.4 * alone, atol=1e-5)
+    assert torch.allclose(losses[2] - losses[0], alone, atol=1e-5)
+
+
+def test_the_update_gets_few_pixels_of_each_class():
+    model, (images, labels) = segmenter(), batch(side=64)
+    outcome = Segmentation(5, pixels=4).step(model, images, labels)
+    rows, their = Segmentation(5, pixels=4).samples(outcome, seed=3)
+    assert rows.shape == (3, 20, 8)
+    assert all(((their == c).sum(1) == 4).all() for c in range(5))
+    model.head.update(rows, their)
+    assert (model.head.moved.sum(1) >= 8).all()  # 12 pixels a class went to ten sub-centroids
+    again = Segmentation(5, pixels=4).samples(outcome, seed=4)[0]
+    assert not torch.equal(rows, again)
+
+
+def run(output, resume=False, seconds=0.0, **changes):
+    recipe = recipes.digit_scenes_fcn(**{**SHORT, **changes})
+    return train(recipe, None, output, resume=resume, snapshot_seconds=seconds, progress=False)
+
+
+def test_a_run_on_scenes_that_crashed_ends_where_it_would_have_ended(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole", seconds=1e9)
+    with monkeypatch.context() as patch:
+        crash_at(patch, 6)
+        with pytest.raises(Crash):
+            run(tmp_path / "broken")
+    assert same(whole, run(tmp_path / "broken", resume=True))
+    final = whole.manifest["final"]
+    assert len(final["iou"]) == len(whole.manifest["classes"]) == 11
+    seen = [value for value in final["iou"] if value is not None]
+    assert final["miou"] == pytest.approx(sum(seen) / len(seen))
+    assert whole.manifest["best"]["miou"] == max(each["miou"] for each in whole.manifest["curve"])
+    model, card = whole.model()
+    assert model.auxiliary is None
+    assert card.decoder == "fcn"
+
+
+PLAIN = """
+import torch.nn as nn
+nn.BatchNorm2d.train = lambda self, mode=True: nn.Module.train(self, False)
+nn.Dropout2d.forward = lambda self, x: x
+"""
+
+TWO = (
+    """
+import ast, sys, warnings
+import torch
+import torch.distributed as dist
+from dnc_lib import recipes, training
+"""
+    + PLAIN
+    + """
+warnings.simplefilter("ignore")
+folder, changes = sys.argv[1], ast.literal_eval(sys.argv[2])
+run = training.train(recipes.digit_scenes_fcn(**changes), None, folder, progress=False)
+if dist.is_initialized():
+    dist.destroy_process_group()
+"""
+)
+
+
+def test_two_ranks_are_one_rank_with_twice_the_scenes(tmp_path):
+    """BatchNorm and dropout out of the way: each rank would have its own."""
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    changes = {**SHORT, "epochs": 1}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    start = {
+        "one": [],
+        "two": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    }
+    for name, words in start.items():
+        command = [sys.executable, *words, str(script), str(tmp_path / name), str(changes)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (Run.load(tmp_path / name / "digit_scenes_fcn_dnc_seed0") for name in start)
+    assert two.manifest["processes"] == 2
+    assert close(one, two)
+    for key in ("miou", "pixel_accuracy", "loss"):
+        assert two.manifest["final"][key] == pytest.approx(one.manifest["final"][key], rel=1e-3)
