@@ -1,11 +1,10 @@
-"""Small scenes: CamVid's roads, and handwritten digits on textures."""
+"""CamVid's road scenes, for a CPU and for a GPU."""
 
 from .base import Recipe
 
 __all__ = [
     *(f"camvid_{decoder}_efficientnet" for decoder in ("fcn", "deeplabv3", "upernet")),
     *(f"camvid_{decoder}_resnet50" for decoder in ("fcn", "deeplabv3", "upernet")),
-    "digit_scenes_fcn",
 ]
 
 _SCENES = {"reader": "scenes", "image_size": 0, "num_subcentroids": 10, "schedule": "poly", "correct_only": True}
@@ -107,31 +106,3 @@ def camvid_upernet_resnet50(**changes) -> Recipe:
     Data: CamVid. Time: estimated, not measured: a quarter of an hour on one H100. Expect: not run here yet.
     """
     return _resnet50("upernet").replace(**changes)
-
-
-def digit_scenes_fcn(**changes) -> Recipe:
-    """FCN on an 8-layer residual network: digits found on textures.
-
-    Data: digit_scenes, embedded. Time: under a minute on two CPU cores. Expect: not run here yet.
-    """
-    recipe = Recipe(
-        name="digit_scenes_fcn",
-        dataset="digit_scenes",
-        backbone="tiny_resnet8",
-        decoder="fcn",
-        channels=64,
-        epochs=8,
-        batch_size=16,
-        learning_rate=0.1,
-        nesterov=True,
-        weight_decay=5e-4,
-        crop_size=(64, 64),
-        scale=(0.8, 1.25),
-        class_share=0.98,
-        flip=False,
-        memory_size=4000,
-        momentum=0.95,
-        update_after=31,
-        **_SCENES,
-    )
-    return recipe.replace(**changes)

@@ -2,7 +2,7 @@
 
 from .base import Recipe
 
-__all__ = ["digits_resnet8"]
+__all__ = ["digit_scenes_fcn", "digits_resnet8"]
 
 
 def digits_resnet8(**changes) -> Recipe:
@@ -25,5 +25,37 @@ def digits_resnet8(**changes) -> Recipe:
         image_size=8,
         momentum=0.98,
         memory_size=1024,
+    )
+    return recipe.replace(**changes)
+
+
+def digit_scenes_fcn(**changes) -> Recipe:
+    """FCN on an 8-layer residual network: digits found on textures.
+
+    Data: digit_scenes, embedded. Time: under a minute on two CPU cores. Expect: not run here yet.
+    """
+    recipe = Recipe(
+        name="digit_scenes_fcn",
+        dataset="digit_scenes",
+        backbone="tiny_resnet8",
+        decoder="fcn",
+        channels=64,
+        epochs=8,
+        batch_size=16,
+        learning_rate=0.1,
+        nesterov=True,
+        weight_decay=5e-4,
+        crop_size=(64, 64),
+        scale=(0.8, 1.25),
+        class_share=0.98,
+        flip=False,
+        memory_size=4000,
+        momentum=0.95,
+        update_after=31,
+        reader="scenes",
+        image_size=0,
+        num_subcentroids=10,
+        schedule="poly",
+        correct_only=True,
     )
     return recipe.replace(**changes)
