@@ -17,7 +17,8 @@ from .grouping import ClassTiles
 from .heads import SubCentroidHead
 from .metrics import IGNORED
 from .models import Model, Segmenter, evaluating
-from .places import axes, labels_in_places
+from .pixels import labels_at
+from .places import axes
 from .sinkhorn import check_labels
 
 #: What no forward pass looks at, so that it may change without another exemplar.
@@ -157,18 +158,17 @@ def _pixels(model: Segmenter, loader: Iterable, device: torch.device) -> tuple[l
     """C lists of K (image, similarity, row, column) or None, and how many scenes there were."""
     best, number = _NearestScenes(*model.head.subcentroids.shape[:2]), 0
     for images, masks in loader:
-        images, masks = images.to(device), masks.to(device)
-        for embedded, mask in zip(model.embed(images).float(), masks, strict=True):  # (D, h, w), (H, W)
-            down, across = axes(tuple(mask.shape), tuple(images.shape[2:]), tuple(embedded.shape[1:]), model.multiple)
-            labels = labels_in_places(mask, down, across, IGNORED).flatten()  # (h * w,)
-            check_labels(labels[labels != IGNORED], model.head.num_classes)
-            rows, columns = down.pixel().tolist(), across.pixel().tolist()
-            flat = embedded.flatten(1)
-            for c in labels[labels != IGNORED].unique().tolist():
-                own = (labels == c).nonzero().squeeze(1)
-                similarity, which = (model.head.subcentroids[c] @ flat[:, own]).max(1)  # (K,)
-                places = own[which].tolist()
-                where = [(rows[place // across.places], columns[place % across.places]) for place in places]
+        embedded = model.embed(images.to(device)).float()  # (B, D, h, w)
+        seen, grid = tuple(images.shape[2:]), tuple(embedded.shape[2:])
+        labels = labels_at(masks.to(device), grid, model.multiple, seen)
+        check_labels(labels[labels != IGNORED], model.head.num_classes)
+        down, across = axes(tuple(masks.shape[1:]), seen, grid, model.multiple)
+        for features, own in zip(embedded.flatten(2), labels.flatten(1), strict=True):  # (D, h * w), (h * w,)
+            for c in own[own != IGNORED].unique().tolist():
+                places = (own == c).nonzero().squeeze(1)
+                similarity, which = (model.head.subcentroids[c] @ features[:, places]).max(1)  # (K,)
+                cells = (divmod(place, across.places) for place in places[which].tolist())
+                where = [(down.pixel(i), across.pixel(j)) for i, j in cells]
                 best.offer(c, number, similarity.tolist(), where)
             number += 1
     return best.chosen(), number

@@ -212,6 +212,6 @@ def _at_place(
     embedded = model.embed(image)[0]  # (D, h, w)
     down, across = axes(size, tuple(image.shape[2:]), tuple(embedded.shape[1:]), model.multiple)
     row, column = down.place(at[0]), across.place(at[1])
-    centre = tuple(min(int(axis.pixel()[i]), axis.pixels - 1) for axis, i in ((down, row), (across, column)))
+    centre = min(down.pixel(row), size[0] - 1), min(across.pixel(column), size[1] - 1)
     map_class = int(segment(model, image, size=size)[0, :, at[0], at[1]].argmax())
     return embedded[:, row, column], {"at": at, "centre": centre, "map_class": map_class}

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import build_backbone, feature_width
-from .decoders import Decoder, build_auxiliary, build_decoder
-from .feature_maps import dense_settings, feature_maps, input_multiple, map_widths, without_place
+from .decoders import RATES, Decoder, build_auxiliary, build_decoder
+from .feature_maps import dense_settings, feature_maps, input_multiple, map_strides, map_widths, without_place
 from .heads import Head, SoftmaxHead, SubCentroidHead, build_head
 from .metrics import IGNORED
 from .pixels import draw_pixels, labels_at
@@ -205,7 +205,10 @@ class Segmenter(nn.Module):
         """
         backbone = build_backbone(name, pretrained=pretrained, **{**dense_settings(name, output_stride), **settings})
         widths = map_widths(backbone)
-        part = build_decoder(decoder, widths, channels=channels)
+        rates = None
+        if decoder == "deeplabv3":  # they reach as far in the image, whatever the stride
+            rates = [max(rate * 8 // map_strides(backbone)[-1], 1) for rate in RATES]
+        part = build_decoder(decoder, widths, channels=channels, rates=rates)
         head_settings = {"num_subcentroids": 10, "ignore_index": IGNORED, **(head_settings or {})}
         branch = None
         if auxiliary:

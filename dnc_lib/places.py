@@ -1,13 +1,10 @@
-"""Where the places of a decoder's grid lie in a scene: which pixel stands at the middle of each, and the way back.
+"""Which pixel of a scene stands in the middle of each place of a decoder's grid, and which place a pixel lies in.
 
 A scene of H x W pixels is brought to the height and width that the network sees, perhaps padded below and at the
 right to a multiple that its backbone can cut, and comes out as a grid of h x w embeddings.
 """
 
 from typing import NamedTuple
-
-import torch
-from torch import Tensor
 
 
 class Axis(NamedTuple):
@@ -25,14 +22,16 @@ class Axis(NamedTuple):
     padded: int
     places: int
 
-    def pixel(self, device: torch.device | str = "cpu") -> Tensor:
-        """(places,) the pixel in the middle of each place; ``pixels`` or more where that lies in the padding."""
-        middle = (torch.arange(self.places, device=device) + 0.5) * self.padded / self.places
-        return (middle * self.pixels / self.seen).long()
+    def pixel(self, place: int) -> int:
+        """The pixel in the middle of a place; ``pixels`` or more where that lies in the padding.
+
+        The label of this pixel is the place's, see :func:`dnc_lib.pixels.labels_at`.
+        """
+        return (2 * place + 1) * self.pixels * self.padded // (2 * self.places * self.seen)
 
     def place(self, pixel: int) -> int:
-        """The place that a pixel lies in."""
-        return min(int((pixel + 0.5) * self.seen / self.pixels * self.places / self.padded), self.places - 1)
+        """The place that a pixel lies in, as far as its middle tells."""
+        return (2 * pixel + 1) * self.seen * self.places // (2 * self.pixels * self.padded)
 
 
 def axes(
@@ -51,11 +50,3 @@ def axes(
         for pixels, side, places in zip(size, seen, grid, strict=True)
     )
     return down, across
-
-
-def labels_in_places(labels: Tensor, down: Axis, across: Axis, ignored: int) -> Tensor:
-    """The label of the pixel in the middle of each place: (H, W) -> (h, w), ``ignored`` in the padding."""
-    rows, columns = down.pixel(labels.device), across.pixel(labels.device)
-    inside = (rows < down.pixels)[:, None] & (columns < across.pixels)
-    there = labels[rows.clamp_max(down.pixels - 1)][:, columns.clamp_max(across.pixels - 1)]
-    return torch.where(inside, there.long(), ignored)
