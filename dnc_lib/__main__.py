@@ -1,16 +1,14 @@
 """The ``dnc`` command."""
 
 import argparse
-import dataclasses
 import os
 import sys
 import warnings
 from pathlib import Path
 
-from . import __version__, recipes
+from . import recipes
+from .command_line import parser, recipe_of
 from .heads import HEADS
-from .recipes import Recipe
-from .recipes.base import TUPLES, field_help
 from .signals import Stopped
 
 #: What torch says, and what to do about it.
@@ -23,11 +21,11 @@ _ADVICE = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``dnc``; a wrong input is one line on stderr and exit status 2."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"dnc: warning: {message}", file=sys.stderr)
-            return options.run(options)
+            return _COMMANDS[options.command](options)
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -47,89 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dnc", description="Deep nearest centroids.")
-    parser.add_argument("--version", action="version", version=f"dnc {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    command = commands.add_parser("recipes", help="what can be trained, and what to expect of it")
-    command.set_defaults(run=_recipes)
-
-    command = commands.add_parser("train", help="train by a recipe")
-    command.add_argument("recipe", help="a name that `dnc recipes` lists")
-    _add_data(command)
-    command.add_argument(
-        "--output", type=Path, metavar="DIR", default=Path("runs"), help="where run folders go (runs)"
-    )
-    command.add_argument("--resume", action="store_true", help="go on with a run that was stopped or killed")
-    command.add_argument(
-        "--snapshot-seconds", type=float, metavar="S", default=600.0, help="least time between snapshots (600)"
-    )
-    _add_manner(command)
-    _add_fields(command)
-    command.set_defaults(run=_train)
-
-    command = commands.add_parser("compare", help="train several arms with several seeds, in pairs")
-    command.add_argument("recipe", help="a name that `dnc recipes` lists")
-    _add_data(command)
-    command.add_argument("--output", type=Path, metavar="FILE", required=True, help="the manifest, a .json file")
-    command.add_argument(
-        "--arm",
-        action="append",
-        metavar="ARM",
-        help="a head, or fields that differ, or both: 'dnc momentum=0.99'; may be given again (the four heads)",
-    )
-    command.add_argument("--seeds", type=int, nargs="+", metavar="N", default=[0], help="of the trainings (0)")
-    _add_manner(command)
-    _add_fields(command)
-    command.set_defaults(run=_compare)
-
-    command = commands.add_parser("evaluate", help="measure a run on its test images")
-    command.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
-    _add_data(command)
-    command.set_defaults(run=_evaluate)
-    return parser
-
-
-def _add_data(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--data-root", type=Path, metavar="DIR", help="where data sets are (DNC_DATA, else ~/.cache/dnc)"
-    )
-    command.add_argument(
-        "--workers", type=int, metavar="N", default=min(os.cpu_count() or 1, 8), help="processes that read pictures"
-    )
-    command.add_argument("--download", action="store_true", help="fetch the data set if it is not there")
-
-
-def _add_manner(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--profile", default="full", metavar="NAME", help="full, or smoke for a try (full)")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def _add_fields(command: argparse.ArgumentParser) -> None:
-    """Every field of a recipe is an option."""
-    fields = command.add_argument_group("the recipe's fields, to change any of them")
-    meanings = field_help()
-    for each in dataclasses.fields(Recipe):
-        if each.name == "name":
-            continue
-        settings = {"default": argparse.SUPPRESS, "dest": f"field_{each.name}", "help": meanings.get(each.name)}
-        if each.type is bool:
-            settings["action"] = argparse.BooleanOptionalAction
-        elif each.type in TUPLES:
-            settings |= {"type": TUPLES[each.type][0][0], "nargs": "*", "metavar": "N"}
-        else:
-            settings |= {"type": each.type, "metavar": each.type.__name__.upper()}
-        fields.add_argument(f"--{each.name.replace('_', '-')}", **settings)
-
-
-def _recipe(options: argparse.Namespace) -> Recipe:
-    """The recipe that a command names, with the fields that it changes."""
-    changes = {key[6:]: value for key, value in vars(options).items() if key.startswith("field_")}
-    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
-    return recipes.get(options.recipe, **changes)
-
-
 def _recipes(options: argparse.Namespace) -> int:
     rows = [("recipe", "data set", "backbone", "epochs", "what to expect")]
     for name in recipes.NAMES:
@@ -143,7 +58,7 @@ def _recipes(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    recipe = _recipe(options)
+    recipe = recipe_of(options)
     from .training import train  # timm loads here, not for `dnc recipes`
 
     run = train(
@@ -166,7 +81,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    recipe = _recipe(options)
+    recipe = recipe_of(options)
     if hasattr(options, "field_seed"):
         raise ValueError("a comparison takes --seeds, for all of its arms, not --seed")
     arms = {name: recipes.parse_arm(name) for name in options.arm or HEADS}
@@ -183,9 +98,10 @@ def _compare(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         download=options.download,
     )
+    measure = "mIoU " if recipe.decoder else ""
     for arm, each in manifest["summary"].items():
         spread = "" if each["sd"] is None else f" ± {each['sd']:.2f}"
-        print(f"{arm}: {each['mean']:.2f}{spread} % over {each['n']} seeds")
+        print(f"{arm}: {measure}{each['mean']:.2f}{spread} % over {each['n']} seeds")
     for each in manifest["paired"]:
         first, second = each["arms"]
         print(f"{first} minus {second}: {each['mean']:+.2f} points, p = {each['p']:.3g} over {each['n']} pairs")
@@ -193,24 +109,149 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    import torch
-
+    opened = _open(options)
+    looks = _looks(options, opened)
+    if opened.segments:
+        return _evaluate_scenes(options, opened, looks)
     from .evaluation import evaluate
-    from .loading import make_loader, prepare_data
-    from .runs import Run
 
-    run = Run.load(options.folder)
-    parts = prepare_data(run.recipe, options.data_root, download=options.download)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, card = run.model(device)
-    if list(parts["test"].classes) != card.classes:
-        raise ValueError(f"the data set at hand has other classes than {options.folder} was trained on")
-    result = evaluate(model, make_loader(run.recipe, parts["test"], card, device, workers=options.workers))
+    result = evaluate(opened.model, opened.loader("test"))
     print(
         f"accuracy {result['accuracy']:.2f} %  top-5 {result['top5']:.2f} %  loss {result['loss']:.4f}  "
         f"on {result['images']} images"
     )
     return 0
+
+
+def _evaluate_scenes(options: argparse.Namespace, opened, looks: dict) -> int:
+    from .predictions import record_scenes, save_records
+
+    if options.output and options.output.suffix != ".npz":
+        raise ValueError(f"--output {options.output}: name a .npz file")
+    records = record_scenes(opened.model, opened.loader("test"), **looks, progress=opened.progress)
+    result = records.measures()
+    print(
+        f"mIoU {result['miou']:.2f} %  pixel accuracy {result['pixel_accuracy']:.2f} %  loss {result['loss']:.4f}  "
+        f"on {result['images']} images"
+    )
+    width = max(map(len, (*opened.card.classes, "class")))
+    print(f"{'class':<{width}}   IoU %  share of pixels %")
+    for name, iou, share in zip(opened.card.classes, result["iou"], result["shares"], strict=True):
+        print(f"{name:<{width}}  {'none' if iou is None else f'{iou:.2f}':>6}  {share:17.2f}")
+    if options.output:
+        save_records(records, opened.parts["test"], options.output)
+        print(options.output)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    opened = _open(options)
+    looks = _looks(options, opened)
+    if opened.segments:
+        return _predict_scenes(options, opened, looks)
+    from .predictions import predict_shares
+
+    for which in options.image:
+        name, picture, _ = opened.picture(which)
+        shares = predict_shares(opened.model, opened.prepare(picture))
+        first, *second = sorted(zip(shares, opened.card.classes, strict=True), key=lambda pair: -pair[0])[:2]
+        then = "".join(f", then {label} {100 * share:.1f} %" for share, label in second)
+        print(f"{name}: {first[1]} {100 * first[0]:.1f} %{then}", flush=True)
+    return 0
+
+
+def _predict_scenes(options: argparse.Namespace, opened, looks: dict) -> int:
+    from .painting import class_colours, label_map, overlay, with_legend
+    from .predictions import class_shares, predict_labels
+
+    folder = options.output or Path("predictions")
+    stems = {which: folder / Path(which).stem for which in options.image}
+    if len(set(stems.values())) < len(stems):
+        raise ValueError(f"some of these images have one name, and would overwrite each other in {folder}")
+    colours = class_colours(len(opened.card.classes), opened.card.colours)
+    folder.mkdir(parents=True, exist_ok=True)
+    for which, stem in stems.items():
+        name, picture, _ = opened.picture(which)
+        labels = predict_labels(opened.model, opened.prepare(picture), (picture.height, picture.width), **looks)
+        shares = class_shares(labels, opened.card.classes)
+        legend = [(f"{label} {100 * share:.1f} %", colours[c]) for c, label, share in shares]
+        label_map(labels, colours).save(f"{stem}_labels.png")
+        with_legend(overlay(picture, labels, colours), legend).save(f"{stem}_overlay.png")
+        print(f"{name}: {', '.join(text for text, _ in legend)}; {stem}_labels.png, {stem}_overlay.png", flush=True)
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from .exemplars import check_head
+    from .explain import check_pixel, explain
+    from .explain_figure import explanation_figure
+    from .metrics import IGNORED
+    from .open_runs import read_picture
+    from .runs import write_json
+
+    opened = _open(options)
+    check_head(opened.model)
+    if options.at and not opened.segments:
+        raise ValueError(f"--at is for pixels; {options.folder} classifies whole images")
+    figure = options.output or Path(f"{Path(options.image).stem}_explained.png")
+    if figure.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ValueError(f"--output {figure}: name a figure, .png, .jpg or .webp")
+    name, picture, truth = opened.picture(options.image)
+    size = (picture.height, picture.width)
+    at = None
+    if opened.segments:
+        at = tuple(options.at or (side // 2 for side in size))
+        check_pixel(at, size)  # before the exemplars are searched, which may take long
+    why = explain(opened.model, opened.prepare(picture), opened.exemplars(), at=at, size=size, cases=options.cases)
+    if truth is not None:
+        label = int(truth if at is None else truth[at])
+        name += ", not labelled" if label == IGNORED and at else f", labelled {why.classes[label]}"
+    train = opened.parts["train"]
+    drawn = explanation_figure(why, picture, lambda i: read_picture(train, i)[0], name)
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    drawn.save(figure)
+    write_json({"run": opened.run.folder.name, "image": name} | why.to_dict(), figure.with_suffix(".json"))
+    for line in why.lines(name):
+        print(line)
+    if at and not options.at:
+        print("(the pixel is the image's centre; --at ROW COLUMN asks about another)")
+    print(f"{figure}, {figure.with_suffix('.json')}")
+    return 0
+
+
+def _open(options: argparse.Namespace):
+    """The run that a command is about."""
+    from .open_runs import open_run
+
+    manner = {"workers": options.workers, "download": options.download, "progress": not options.quiet}
+    return open_run(options.folder, options.data_root, **manner)
+
+
+def _looks(options: argparse.Namespace, opened) -> dict:
+    """How scenes are looked at: what was given, and the recipe's window.
+
+    Raises:
+        ValueError: for anything given where whole images are classified.
+    """
+    given = {
+        name: getattr(options, name) for name in ("window", "stride", "flip", "scales") if hasattr(options, name)
+    }
+    if opened.segments:
+        return {"window": opened.recipe.window or None} | given
+    if given or options.output:
+        name = next(iter(given), "output")
+        raise ValueError(f"--{name} is for scenes; {options.folder} classifies whole images")
+    return {}
+
+
+_COMMANDS = {
+    "recipes": _recipes,
+    "train": _train,
+    "compare": _compare,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "explain": _explain,
+}
 
 
 if __name__ == "__main__":

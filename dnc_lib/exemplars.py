@@ -105,9 +105,7 @@ def find_exemplars(
         cases, seen = find(model, tqdm(loader, unit=" batches", leave=False, disable=not progress), device)
     if seen != len(data):
         raise ValueError(f"the loader gave {seen} images, but {data.name} has {len(data)}: give all of them once")
-    named = (
-        tuple(case and Exemplar(case[0], image_name(data, case[0]), *case[1:]) for case in own) for own in cases
-    )
+    named = (tuple(case and Exemplar(case[0], image_name(data, case[0]), *case[1:]) for case in own) for own in cases)
     return Exemplars(tuple(data.classes), tuple(named), data.digest(), model_digest(model))
 
 
@@ -144,7 +142,9 @@ def _images(model: Model, loader: Iterable, device: torch.device) -> tuple[list,
     for images, own in loader:
         own = own.to(device)
         check_labels(own, len(subcentroids))
-        scores.append(ClassTiles(model.embed(images.to(device)).float(), own, len(subcentroids)).own_scores(subcentroids))
+        scores.append(
+            ClassTiles(model.embed(images.to(device)).float(), own, len(subcentroids)).own_scores(subcentroids)
+        )
         labels.append(own)
     if not labels:
         return [], 0

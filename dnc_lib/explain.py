@@ -107,6 +107,21 @@ class Explanation:
         place = "" if case.exemplar.row is None else f", row {case.exemplar.row}, column {case.exemplar.column}"
         return f"{words} ({case.exemplar.name}{place})"
 
+    def lines(self, name: str = "") -> list[str]:
+        """All of it in words: the classes and their shares, rule and change, then each case with its similarity.
+
+        Args:
+            name: what to call the image.
+        """
+        first, second = (
+            f"{self.classes[label]} {100 * self.shares[label]:.1f} %" for label in (self.predicted, self.runner_up)
+        )
+        place = "" if self.at is None else f"row {self.at[0]}, column {self.at[1]}"
+        subject = ", ".join(part for part in (name, place) if part)
+        head = f"{subject}{': ' * bool(subject)}{first}, then {second}"
+        cases = (f"  {case.similarity:6.3f}  {self.describe(case)}" for case in self.cases)
+        return [line for line in (head, self.rule, self.change, self.caveat, *cases) if line]
+
     def to_dict(self) -> dict:
         """Plain values, for a JSON file."""
         cases = []
@@ -175,7 +190,8 @@ def explain(
     with evaluating(model) as device:
         image = image[None].to(device)
         if isinstance(model, Segmenter):
-            at = _checked(at, size)
+            at = (size[0] // 2, size[1] // 2) if at is None else tuple(at)
+            check_pixel(at, size)
             embedded, place = _at_place(model, image, at, size)
         elif at is not None:
             raise ValueError(f"this model classifies whole images: there is no pixel {at} to explain")
@@ -193,21 +209,17 @@ def explain(
     return Explanation(exemplars.classes, number, predicted, runner_up, shares, tuple(evidence), size, **place)
 
 
-def _checked(at: tuple[int, int] | None, size: tuple[int, int]) -> tuple[int, int]:
-    if at is None:
-        return size[0] // 2, size[1] // 2
+def check_pixel(at: tuple[int, int], size: tuple[int, int]) -> None:
+    """Raise ``ValueError`` unless (row, column) lies in an image of (height, width)."""
     for what, place, side in zip(("row", "column"), at, size, strict=True):
         if not 0 <= place < side:
             raise ValueError(
                 f"{what} {place} lies outside the image, which has {size[0]} rows and {size[1]} columns, "
                 f"counted from 0"
             )
-    return tuple(at)
 
 
-def _at_place(
-    model: Segmenter, image: Tensor, at: tuple[int, int], size: tuple[int, int]
-) -> tuple[Tensor, dict]:
+def _at_place(model: Segmenter, image: Tensor, at: tuple[int, int], size: tuple[int, int]) -> tuple[Tensor, dict]:
     """The embedding (D,) of the place that a pixel lies in, and the fields of the explanation that tell of it."""
     embedded = model.embed(image)[0]  # (D, h, w)
     down, across = axes(size, tuple(image.shape[2:]), tuple(embedded.shape[1:]), model.multiple)

@@ -43,7 +43,7 @@ def explanation_figure(
     left = 2 * EDGE + LEFT
     for number, (label, colour) in enumerate(((why.predicted, FOR), (why.runner_up, AGAINST))):
         below = top + number * BAND
-        heading = f"nearest cases of {why.classes[label]}" + ", the runner-up" * number
+        heading = f"nearest cases of {why.classes[label]}{', the runner-up' * number}, with their similarity"
         draw.text((left, below), shortened(heading, columns * CELL, WORDS), colour, font(WORDS))
         for place, case in enumerate(why.of(label)):
             _case(whole, case, read, (left + place * CELL, below + WORDS + 8), colour)

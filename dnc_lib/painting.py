@@ -1,4 +1,4 @@
-"""Pictures of labels: the colours of classes, label maps, overlays, legends, marked crops. Pillow is all they need."""
+"""Pictures of labels: colours of classes, label maps, overlays, legends, marked crops; Pillow is all they need."""
 
 import colorsys
 from collections.abc import Sequence

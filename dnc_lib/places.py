@@ -34,9 +34,7 @@ class Axis(NamedTuple):
         return (2 * pixel + 1) * self.seen * self.places // (2 * self.pixels * self.padded)
 
 
-def axes(
-    size: tuple[int, int], seen: tuple[int, int], grid: tuple[int, int], multiple: int = 1
-) -> tuple[Axis, Axis]:
+def axes(size: tuple[int, int], seen: tuple[int, int], grid: tuple[int, int], multiple: int = 1) -> tuple[Axis, Axis]:
     """Down and across.
 
     Args:

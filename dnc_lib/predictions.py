@@ -1,7 +1,9 @@
 """What a model says of images: shares of classes, label maps; and of a whole test set, scene by scene."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from .exemplars import image_name
 from .inference import Size, segment
-from .metrics import IGNORED, confusion, predicted_classes
+from .metrics import IGNORED, ConfusionMatrix, confusion, predicted_classes
 from .models import ImageClassifier, Segmenter, evaluating
 from .pixels import labels_at
 
@@ -56,6 +59,13 @@ def predict_labels(
         return predicted_classes(scores)[0].to(torch.uint8).cpu().numpy()
 
 
+def class_shares(labels: np.ndarray, classes: Sequence[str]) -> list[tuple[int, str, float]]:
+    """The classes of a label map: number, name and share of the pixels, the largest first, those that are there."""
+    counts = np.bincount(labels.ravel(), minlength=len(classes))
+    order = sorted(np.flatnonzero(counts).tolist(), key=lambda c: -counts[c])
+    return [(c, classes[c], counts[c] / labels.size) for c in order]
+
+
 @dataclass(frozen=True)
 class SceneRecords:
     """What a segmenter made of each scene of a data set, in order.
@@ -69,6 +79,20 @@ class SceneRecords:
     counts: np.ndarray
     labels: list[np.ndarray]
     loss: float
+
+    def measures(self) -> dict:
+        """As :func:`dnc_lib.evaluation.evaluate_segmentation` gives them, and ``shares``: the percent of labelled
+        pixels that each class has."""
+        total = ConfusionMatrix(self.counts.shape[1])
+        total.matrix = torch.from_numpy(self.counts).long().sum(0)
+        return {
+            "miou": 100 * total.miou(),
+            "pixel_accuracy": 100 * total.pixel_accuracy(),
+            "loss": self.loss,
+            "images": len(self.counts),
+            "iou": [None if iou != iou else 100 * iou for iou in total.iou().tolist()],  # NaN differs from itself
+            "shares": (100 * total.matrix.sum(1) / total.pixels()).tolist(),
+        }
 
     def arrays(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """For ``np.savez_compressed``: ``counts``, ``names`` (N,) and ``labels`` (N, h, w); of scenes that differ in
@@ -102,7 +126,7 @@ def record_scenes(
         progress: show a progress bar.
 
     Raises:
-        ValueError: for a loader without images.
+        ValueError: for a loader without images or without a labelled pixel.
     """
     counts, maps, loss = [], [], 0.0
     looks = {"window": window, "stride": stride, "flip": flip, "scales": scales}
@@ -118,4 +142,27 @@ def record_scenes(
     if not counts:
         raise ValueError("the loader gave no images: nothing to record")
     counts = torch.stack(counts)
-    return SceneRecords(counts.to(torch.int32).numpy(), maps, loss / max(int(counts.sum()), 1))
+    if not (pixels := int(counts.sum())):
+        raise ValueError(f"no pixel has a label: every one is {IGNORED}; does the data set's table fit its files?")
+    return SceneRecords(counts.to(torch.int32).numpy(), maps, loss / pixels)
+
+
+def save_records(records: SceneRecords, data, path: Path) -> None:
+    """Write the arrays of :meth:`SceneRecords.arrays` to an .npz file, under a temporary name first.
+
+    Args:
+        records: of all scenes in ``data``, in order.
+        data: gives the names.
+        path: of the file; its folder is made.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        with open(part, "wb") as file:
+            np.savez_compressed(file, **records.arrays(image_name(data, i) for i in range(len(data))))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -190,8 +190,7 @@ def test_the_packages_weights_see(cifar10, output_stride):
     groups = torch.stack([scores[:, classes].sum(1) for classes in SAME.values()], 1)
     truth = torch.arange(len(SAME)).repeat_interleave(10)
     right = (groups.argmax(1) == truth).float().mean().item()
-    print(right)
-    assert right > (0.5 if output_stride == 32 else 0.3)  # by chance 0.11
+    assert right > 0.45  # by chance 0.11
 
 
 @needs_lite0

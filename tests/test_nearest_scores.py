@@ -170,6 +170,7 @@ def test_one_byte_a_row_and_class_is_kept(by_blocks):
 def test_nothing_with_rows_classes_and_vectors_in_its_shape_is_made(monkeypatch, backward):
     monkeypatch.setattr(nearest_scores, "_gathered", backward)
     rows, dim, classes, each = 8000, 4, 9, 10
+    monkeypatch.setattr(nearest_scores, "WRITTEN_OUT", 0)
     monkeypatch.setattr(nearest_scores, "CPU_BLOCK", 60_000)
     x, vectors = drawn(rows, dim, classes, each)
     x.requires_grad_()

@@ -111,6 +111,47 @@ def test_values_that_no_training_could_use(changes, message):
         recipes.digits_resnet8(**changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decoder": "pspnet"}, "decoder must be one of , fcn, deeplabv3, upernet, got 'pspnet'"),
+        ({"decoder": ""}, "reader scenes and a decoder belong together, got reader scenes and decoder ''"),
+        ({"reader": "files"}, "reader scenes and a decoder belong together, got reader files and decoder 'fcn'"),
+        ({"crop_size": ()}, "scenes are cut: set crop_size to height and width"),
+        ({"crop_size": (256,)}, r"crop_size must be height and width, or nothing, got \(256,\)"),
+        ({"window": (0, 9)}, r"window must be height and width, or nothing, got \(0, 9\)"),
+        ({"scale": (2.0, 0.5)}, r"scale must be two numbers, 0 < low <= high, got \(2.0, 0.5\)"),
+        ({"class_share": 0.0}, "class_share must be above 0 and at most 1, got 0.0"),
+        ({"output_stride": 4}, "output_stride must be one of 0, 8, 16, 32, got 4"),
+        ({"pixels": 0}, "pixels must be 1 or more, got 0"),
+        ({"channels": 0}, "channels must be 1 or more, got 0"),
+        ({"auxiliary": -0.4}, "auxiliary must be 0 or more, got -0.4"),
+        ({"backbone_rate": 0.0}, "backbone_rate must be above 0, got 0.0"),
+        ({"evaluate_every": 0}, "evaluate_every must be 1 or more, got 0"),
+        ({"mixup": 0.8, "mix_probability": 0.5}, "mixup, cutmix and label_smoothing are for whole images, not for"),
+        ({"rand_augment": "rand-m9"}, "rand_augment is for pictures: it needs reader files, got scenes"),
+    ],
+)
+def test_values_that_no_training_on_scenes_could_use(changes, message):
+    with pytest.raises(ValueError, match=message):
+        recipes.camvid_fcn_efficientnet(**changes)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("crop_size", (8, 8)), ("window", (8, 8)), ("auxiliary", 0.4), ("output_stride", 8)]
+)
+def test_what_serves_scenes_alone(field, value):
+    with pytest.raises(ValueError, match=f"{field} is for scenes: it needs reader scenes, got memory"):
+        recipes.digits_resnet8(**{field: value})
+
+
+def test_the_decoders_are_those_that_there_are():
+    from dnc_lib.decoders import DECODERS
+
+    for decoder in DECODERS:
+        assert recipes.camvid_fcn_efficientnet(decoder=decoder).decoder == decoder
+
+
 def test_whole_numbers_will_do_for_a_float():
     assert recipes.digits_resnet8(learning_rate=1).learning_rate == 1
 

@@ -214,7 +214,7 @@ class Recipe:
             _check_type(field, getattr(self, field.name))
         for field, allowed in _CHOICES.items():
             if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}")
+                raise ValueError(f"{field} must be one of {', '.join(map(str, allowed))}, got {getattr(self, field)!r}")
         for rule, holds, fields in _RANGES:
             for field in fields:
                 if not holds(getattr(self, field)):
@@ -248,6 +248,9 @@ class Recipe:
                 f"reader scenes and a decoder belong together, got reader {self.reader} and decoder {self.decoder!r}"
             )
         if self.reader != "scenes":
+            for field in ("crop_size", "window", "auxiliary", "output_stride"):
+                if getattr(self, field):
+                    raise ValueError(f"{field} is for scenes: it needs reader scenes, got {self.reader}")
             if self.image_size < 1:
                 raise ValueError(f"image_size must be 1 or more, got {self.image_size}")
             return
