@@ -22,6 +22,13 @@ ASSIGNMENT_GPU = {10: 0.9, 100: 0.9, 1000: 30.0}
 ASSIGNMENT_RAW = 0.9
 #: A DNC training step may take so many times the softmax step of the same network.
 STEP_AT_MOST = 1.05
+#: The same for a segmenter; and what a DNC step may hold at its peak, in times of what softmax's holds.
+SEGMENTATION_STEP_AT_MOST = 1.05
+SEGMENTATION_MEMORY_AT_MOST = 1.1
+#: Share of a segmenter's DNC step that the update of the head may take.
+UPDATE_AT_MOST = 0.05
+#: The confusion matrix: speed against torchmetrics', with its checks and without.
+CONFUSION_AT_LEAST = 1.0
 #: 256,000 embeddings of 2048: bytes, in the buffers and as growth of the process.
 MEMORY_AT_MOST = 1.1e9
 

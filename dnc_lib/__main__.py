@@ -161,7 +161,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _predict_scenes(options: argparse.Namespace, opened, looks: dict) -> int:
-    from .painting import class_colours, label_map, overlay, with_legend
+    from .painting import class_colours, label_map, painted
     from .predictions import class_shares, predict_labels
 
     folder = options.output or Path("predictions")
@@ -174,18 +174,22 @@ def _predict_scenes(options: argparse.Namespace, opened, looks: dict) -> int:
         name, picture, _ = opened.picture(which)
         labels = predict_labels(opened.model, opened.prepare(picture), (picture.height, picture.width), **looks)
         shares = class_shares(labels, opened.card.classes)
-        legend = [(f"{label} {100 * share:.1f} %", colours[c]) for c, label, share in shares]
+        legend = [(f"{label}: {_percent(share)} %", colours[c]) for c, label, share in shares]
         label_map(labels, colours).save(f"{stem}_labels.png")
-        with_legend(overlay(picture, labels, colours), legend).save(f"{stem}_overlay.png")
-        print(f"{name}: {', '.join(text for text, _ in legend)}; {stem}_labels.png, {stem}_overlay.png", flush=True)
+        painted(picture, labels, colours, legend).save(f"{stem}_overlay.png")
+        print(f"{name}: {', '.join(f'{label} {_percent(share)} %' for _, label, share in shares)}")
+        print(f"  {stem}_labels.png, {stem}_overlay.png", flush=True)
     return 0
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}" if share >= 0.001 else "<0.1"
 
 
 def _explain(options: argparse.Namespace) -> int:
     from .exemplars import check_head
     from .explain import check_pixel, explain
     from .explain_figure import explanation_figure
-    from .metrics import IGNORED
     from .open_runs import read_picture
     from .runs import write_json
 
@@ -202,10 +206,16 @@ def _explain(options: argparse.Namespace) -> int:
     if opened.segments:
         at = tuple(options.at or (side // 2 for side in size))
         check_pixel(at, size)  # before the exemplars are searched, which may take long
-    why = explain(opened.model, opened.prepare(picture), opened.exemplars(), at=at, size=size, cases=options.cases)
-    if truth is not None:
-        label = int(truth if at is None else truth[at])
-        name += ", not labelled" if label == IGNORED and at else f", labelled {why.classes[label]}"
+    label = None if truth is None else int(truth if at is None else truth[at])
+    why = explain(
+        opened.model,
+        opened.prepare(picture),
+        opened.exemplars(),
+        at=at,
+        size=size,
+        cases=options.cases,
+        truth=label,
+    )
     train = opened.parts["train"]
     drawn = explanation_figure(why, picture, lambda i: read_picture(train, i)[0], name)
     figure.parent.mkdir(parents=True, exist_ok=True)

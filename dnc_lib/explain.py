@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .exemplars import Exemplar, Exemplars, check_head
 from .inference import segment
+from .metrics import IGNORED
 from .models import Model, Segmenter, evaluating
 from .places import axes
 
@@ -49,6 +50,7 @@ class Explanation:
         centre: the pixel in the middle of the decoder's place that it lies in, whose embedding is explained.
         map_class: what the label map says at the pixel: class scores are blended between neighbouring places, so
             near a border it may differ from ``predicted``. None for a whole image.
+        truth: its true class, 255 where it has none; None where that is not known.
     """
 
     classes: tuple[str, ...]
@@ -61,6 +63,7 @@ class Explanation:
     at: tuple[int, int] | None = None
     centre: tuple[int, int] | None = None
     map_class: int | None = None
+    truth: int | None = None
 
     def of(self, label: int) -> tuple[Case, ...]:
         """The cases of a class, nearest first."""
@@ -107,6 +110,15 @@ class Explanation:
         place = "" if case.exemplar.row is None else f", row {case.exemplar.row}, column {case.exemplar.column}"
         return f"{words} ({case.exemplar.name}{place})"
 
+    def subject(self, name: str = "") -> str:
+        """What is explained, in words: the image, the pixel, its true class, as far as they are known."""
+        place = "" if self.at is None else f"row {self.at[0]}, column {self.at[1]}"
+        subject = ", ".join(part for part in (name, place) if part)
+        if self.truth is None:
+            return subject
+        label = "not labelled" if self.truth == IGNORED else f"labelled {self.classes[self.truth]}"
+        return f"{subject} ({label})".strip()
+
     def lines(self, name: str = "") -> list[str]:
         """All of it in words: the classes and their shares, rule and change, then each case with its similarity.
 
@@ -116,8 +128,7 @@ class Explanation:
         first, second = (
             f"{self.classes[label]} {100 * self.shares[label]:.1f} %" for label in (self.predicted, self.runner_up)
         )
-        place = "" if self.at is None else f"row {self.at[0]}, column {self.at[1]}"
-        subject = ", ".join(part for part in (name, place) if part)
+        subject = self.subject(name)
         head = f"{subject}{': ' * bool(subject)}{first}, then {second}"
         cases = (f"  {case.similarity:6.3f}  {self.describe(case)}" for case in self.cases)
         return [line for line in (head, self.rule, self.change, self.caveat, *cases) if line]
@@ -131,6 +142,9 @@ class Explanation:
         place = {}
         if self.at is not None:
             place = {"at": list(self.at), "centre": list(self.centre), "map_class": self.classes[self.map_class]}
+        truth = {}
+        if self.truth is not None:
+            truth = {"truth": None if self.truth == IGNORED else self.classes[self.truth]}
         return {
             "predicted": self.classes[self.predicted],
             "runner_up": self.classes[self.runner_up],
@@ -139,6 +153,7 @@ class Explanation:
             "change": self.change,
             "size": list(self.size),
             **place,
+            **truth,
             "shares": dict_of_shares(self.classes, self.shares),
             "cases": cases,
         }
@@ -159,6 +174,7 @@ def explain(
     at: tuple[int, int] | None = None,
     size: tuple[int, int] | None = None,
     cases: int = CASES,
+    truth: int | None = None,
 ) -> Explanation:
     """The evidence for the class of an image or, of a segmenter, of one of its pixels.
 
@@ -169,6 +185,7 @@ def explain(
         at: (row, column) of the pixel, at the image's own resolution; its centre if None. For segmenters alone.
         size: (H, W) of the image itself, where it was resized for the model; else (h, w).
         cases: how many are given of the predicted class and of the runner-up, at most.
+        truth: the true class, 255 for none, where it is known.
 
     Raises:
         ValueError: for a head without sub-centroids, a single class, exemplars of another number of classes or
@@ -206,7 +223,8 @@ def explain(
         for value, k in list(zip(values.tolist(), which.tolist(), strict=True))[:cases]:
             evidence.append(Case(label, k, value, exemplars.cases[label][k]))
     shares = tuple((best / model.head.temperature).softmax(0).tolist())
-    return Explanation(exemplars.classes, number, predicted, runner_up, shares, tuple(evidence), size, **place)
+    fields = (exemplars.classes, number, predicted, runner_up, shares, tuple(evidence), size)
+    return Explanation(*fields, **place, truth=truth)
 
 
 def check_pixel(at: tuple[int, int], size: tuple[int, int]) -> None:

@@ -54,8 +54,7 @@ def explanation_figure(
 
 def _title(draw: ImageDraw.ImageDraw, why: Explanation, name: str, width: int) -> None:
     share = {label: f"{100 * why.shares[label]:.1f} %" for label in (why.predicted, why.runner_up)}
-    place = "" if why.at is None else f"row {why.at[0]}, column {why.at[1]}"
-    subject = ", ".join(part for part in (name, place) if part)
+    subject = why.subject(name)
     draw.text((EDGE, EDGE), shortened(f"{why.classes[why.predicted]}, {share[why.predicted]}", width, TITLE), INK,
               font(TITLE))  # fmt: skip
     second = f"{subject}{': ' * bool(subject)}nearer to {why.classes[why.predicted]} than to "

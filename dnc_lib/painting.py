@@ -11,6 +11,9 @@ from .metrics import IGNORED
 #: Ink of words, and of what stands back.
 INK, QUIET = (25, 25, 25), (110, 110, 110)
 
+#: Pictures with a longer side below this are enlarged before classes are painted on them.
+READABLE = 480
+
 #: An image whose longer side is shorter than this is enlarged pixel by pixel, so that its pixels can be seen.
 FEW_PIXELS = 64
 
@@ -70,6 +73,24 @@ def overlay(picture: Image.Image, labels: np.ndarray, colours: np.ndarray, stren
     edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     mixed[edges] *= 0.6
     return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
+
+
+def painted(
+    picture: Image.Image, labels: np.ndarray, colours: np.ndarray, entries: Sequence[tuple[str, Sequence[int]]] = ()
+) -> Image.Image:
+    """The overlay and below it the legend; a small picture is enlarged, so that both can be read.
+
+    Args:
+        picture: (H, W) RGB.
+        labels: (H, W) uint8, 255 for no class.
+        colours: (C, 3) uint8.
+        entries: see :func:`with_legend`.
+    """
+    times = max(1, READABLE // max(picture.size))
+    if times > 1:
+        picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+        labels = labels.repeat(times, 0).repeat(times, 1)
+    return with_legend(overlay(picture, labels, colours), entries)
 
 
 def with_legend(picture: Image.Image, entries: Sequence[tuple[str, Sequence[int]]], size: int = 14) -> Image.Image:

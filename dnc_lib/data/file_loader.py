@@ -123,7 +123,9 @@ class FileLoader(Passes):
 
     def _normalise(self, batch: tuple[Tensor, Tensor] | ValueError) -> tuple[Tensor, Tensor]:
         if isinstance(batch, ValueError):
-            raise batch
+            # Anew: one that a local names would hold its own traceback, and with it the workers, in a cycle that is
+            # collected in an order in which they are not told to stop; they would be waited for, 5 s each.
+            raise ValueError(*batch.args)
         images, labels = (part.to(self.device, non_blocking=True) for part in batch)
         if images.dtype == torch.uint8:
             images = (images.float().div_(255) - self.mean) * self.scale

@@ -1,5 +1,8 @@
+import gc
+import pickle
 import random
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -220,6 +223,40 @@ def test_a_bad_file_is_named_and_a_worker_says_it_as_it_is(data, workers):
     )
     with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
         list(loader(data, workers=workers))
+
+
+def test_a_loader_that_failed_is_freed_at_once(data):
+    """Left to the garbage collector, its workers would be waited for."""
+    data.masks[0].write_bytes(b"")
+    broken = loader(data)
+    gone = weakref.ref(broken)
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="cannot be read"):
+            next(iter(broken))
+        del broken
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_workers_may_be_started_afresh(data):
+    """As on macOS and Windows, where a worker gets a pickled copy instead of a fork."""
+    views = training(data).views
+    again = pickle.loads(pickle.dumps(views))
+    assert all(torch.equal(one, other) for one, other in zip(again[0, 3], views[0, 3], strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_copied_ahead_to_a_gpu_are_the_same(data, workers):
+    for (images, masks), (there, masks_there) in zip(
+        training(data), training(data, workers=workers, device="cuda"), strict=True
+    ):
+        assert there.device.type == masks_there.device.type == "cuda"
+        assert there.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(there.cpu(), images)
+        assert torch.equal(masks_there.cpu(), masks)
 
 
 @pytest.mark.parametrize(
