@@ -101,19 +101,20 @@ def compare(
 
 
 def fit_once(recipe: Recipe, parts: Parts, accelerator: Accelerator, workers: int = 0) -> dict:
-    """One training without a run folder: its last record, with ``start_kept`` where sub-centroids move."""
+    """One training without a run folder: its last record, for scenes with the ``iou`` of each class, and with
+    ``start_kept`` where sub-centroids move."""
     card = make_card(recipe, parts)
     loaders = make_loaders(recipe, parts, card, accelerator, workers)
     model = build_model(recipe, card, parts, accelerator)
     fitting = Fitting(recipe, model, loaders, accelerator, evaluate_every=0)
     fitting.fit()
     result = {key: value for key, value in fitting.curve[-1].items() if key not in _LEFT_OUT}
-    judged = loaders["held_out"] if recipe.validation else loaders["test"]
+    judged, scores = loaders["held_out"] if recipe.validation else loaders["test"], fitting.held_out
     # Measured as `train` measures what it leaves: in full precision, and where a data set has validation images of
     # its own, on its test images.
     if recipe.precision != "no" or judged is not loaders["held_out"]:
         scores = fitting.task.evaluate(model, judged, accelerator.reduce)
-        result |= {key: scores[key] for key in (*fitting.task.measures, *fitting.task.details)}
+    result |= {key: scores[key] for key in (*fitting.task.measures, *fitting.task.details)}
     accelerator.free_memory()
     if recipe.head == "dnc":
         result["start_kept"] = recipe.start_kept(fitting.updates)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -75,6 +76,7 @@ class Fitting:
         steps: of an epoch.
         task: images or pixels, see :mod:`dnc_lib.tasks`.
         curve: one record an epoch.
+        held_out: all that the last look at the held-out images gave.
         clock: where the time went.
     """
 
@@ -88,8 +90,8 @@ class Fitting:
     ):
         self.recipe, self.model, self.loaders, self.accelerator = recipe, model, loaders, accelerator
         self.evaluate_every = evaluate_every
-        self.task = task_of(recipe, model.head.num_classes)
-        self.epoch, self.step, self.curve, self.clock = 0, 0, [], Clock()
+        self.task = task_of(recipe, model.head.num_classes, getattr(model, "multiple", 1))
+        self.epoch, self.step, self.curve, self.held_out, self.clock = 0, 0, [], {}, Clock()
         self.steps = len(loaders["train"]) // recipe.accumulate
         optimizer = make_optimizer(recipe, model)
         self.scheduler = make_schedule(recipe, optimizer, self.steps)
@@ -137,6 +139,7 @@ class Fitting:
 
         Raises:
             FloatingPointError: where the loss is no longer a number.
+            ValueError: as data and models do, and after an epoch in which nothing had a label.
         """
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # the caller's random numbers go on as if nothing had been
@@ -220,14 +223,15 @@ class Fitting:
     def _train_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         """One optimiser step, then one update of the sub-centroids."""
         recipe, accelerator, passes = self.recipe, self.accelerator, self.recipe.accumulate
+        parts, weights = (self._wait_for(batches) for _ in range(passes)), repeat(1 / passes)
+        if not self.task.even and passes * accelerator.num_processes > 1:
+            parts = list(parts)
+            weights = self._weights([labels for _, labels in parts])
         entropy = (recipe.seed, self.steps_done, accelerator.process_index)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))  # of dropout and drop path
         mixed = self.mixer is not None and self.mixer.mixes(self.steps_done)
         seen = []
-        for part in range(passes):
-            started = time.perf_counter()
-            images, labels = next(batches)
-            self.clock.waiting += time.perf_counter() - started
+        for part, ((images, labels), weight) in enumerate(zip(parts, weights, strict=False)):
             targets, smoothing = None, recipe.label_smoothing
             if mixed:  # timm smooths the labels that it mixes
                 images, targets = self.mixer(images, labels, self.steps_done * passes + part)
@@ -235,7 +239,7 @@ class Fitting:
             with nullcontext() if part == passes - 1 else accelerator.no_sync(self.wrapped):
                 with accelerator.autocast():
                     outcome = self.task.step(self.wrapped, images, labels, targets, smoothing)
-                accelerator.backward(outcome.loss / passes)
+                accelerator.backward(outcome.loss * weight)
             loss, correct, count = outcome.loss.detach(), outcome.correct, outcome.count
             self.sums += torch.stack([loss * count, correct, count]).to(self.sums)
             seen.append(outcome)
@@ -248,6 +252,20 @@ class Fitting:
         self.clock.images += self.images_a_step
         if not mixed and self.steps_done >= recipe.update_after:
             self._update_head(seen)
+
+    def _wait_for(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The next batch; the time it takes to come is noted."""
+        started = time.perf_counter()
+        batch = next(batches)
+        self.clock.waiting += time.perf_counter() - started
+        return batch
+
+    def _weights(self, parts: list[Tensor]) -> Tensor:
+        """What the loss of each pass, a mean over its own samples, counts, so that the step goes down the mean over
+        the samples of all passes and processes. (Gradients are averaged over the processes, hence their number.)"""
+        counts = torch.stack([self.task.count(labels) for labels in parts]).float()
+        total = self.accelerator.reduce(counts.sum())
+        return counts * self.accelerator.num_processes / total.clamp_min(1)
 
     def _update_head(self, seen: list[Outcome]) -> None:
         """Move the sub-centroids towards what the step saw on all processes; all keep the same ones, bit for bit."""
@@ -278,7 +296,8 @@ class Fitting:
         self._check_loss(self.sums[0])
         if bar is not None:
             loss, correct, count = self.sums.tolist()
-            bar.set_postfix(loss=f"{loss / count:.3f}", accuracy=f"{100 * correct / count:.1f}%")
+            if count:  # of scenes, the first crops may show nothing that has a label
+                bar.set_postfix(loss=f"{loss / count:.3f}", accuracy=f"{100 * correct / count:.1f}%")
 
     def _check_loss(self, loss: Tensor) -> None:
         value = float(loss)
@@ -291,17 +310,22 @@ class Fitting:
     def _finish_epoch(self) -> None:
         """Record the epoch and go to the next."""
         loss, correct, count = self.accelerator.reduce(self.sums).tolist()
+        if not count:
+            raise ValueError(
+                f"no pixel of {self.steps} steps had a label, so there was nothing to learn: do the training masks "
+                f"hold more than the number of no class, and crops of {self.recipe.crop_size} some of it?"
+            )
         record = {
             "epoch": self.epoch + 1,
             "learning_rate": self.rate,
-            "train_loss": loss / max(count, 1),
-            "train_accuracy": 100 * correct / max(count, 1),
+            "train_loss": loss / count,
+            "train_accuracy": 100 * correct / count,
         }
         self.share_statistics()
         last = self.epoch + 1 == self.recipe.epochs
         if last or (self.evaluate_every and (self.epoch + 1) % self.evaluate_every == 0):
-            held_out = self.task.evaluate(self.model, self.loaders["held_out"], self.accelerator.reduce)
-            record |= {key: held_out[key] for key in self.task.measures}
+            self.held_out = self.task.evaluate(self.model, self.loaders["held_out"], self.accelerator.reduce)
+            record |= {key: self.held_out[key] for key in self.task.measures}
         if isinstance(self.model.head, SubCentroidHead):
             record |= self.model.head.diagnostics()
             self.model.head.reset_usage()

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor
 
 from .backbones import build_backbone, pretrained_normalisation, size_settings
 from .checkpoints import ModelCard
@@ -16,7 +18,7 @@ from .data.scene_transforms import SceneAugmentation
 from .data.scenes import Scenes, open_scenes
 from .models import Model
 from .recipes import Recipe
-from .transfer import carry, read_source
+from .transfer import Source, carry, read_source
 
 #: Images a batch where nothing is learned from them.
 EVALUATION_BATCH = 250
@@ -69,7 +71,7 @@ def make_card(recipe: Recipe, parts: Parts) -> ModelCard:
     if recipe.weights == IMAGENET:
         mean, std = pretrained_normalisation(recipe.backbone)
     elif recipe.weights:
-        mean, std = read_source(recipe.weights).normalisation
+        mean, std = _read_weights(recipe).normalisation
     elif recipe.reader == "files":
         mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     else:
@@ -100,9 +102,11 @@ def make_card(recipe: Recipe, parts: Parts) -> ModelCard:
 def build_model(recipe: Recipe, card: ModelCard, parts: Parts, accelerator: Accelerator) -> Model:
     """A new model on the accelerator's device, its random numbers from the recipe's seed; the caller's go on.
 
-    The backbone begins as the recipe says. A first layer that is set from data gets it from training images.
+    The backbone begins as the recipe says. A first layer that is set from data, and that no weights come for, gets it
+    from training images.
 
     Raises:
+        FileNotFoundError: for weights that are nowhere.
         ValueError: for a backbone that takes no ``drop_path``, or weights that do not exist or do not fit.
     """
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
@@ -115,17 +119,58 @@ def build_model(recipe: Recipe, card: ModelCard, parts: Parts, accelerator: Acce
                 raise
             raise ValueError(f"the backbone {card.backbone} has no drop path: set drop_path to 0") from error
         if recipe.weights == IMAGENET:
-            model.backbone.load_state_dict(build_backbone(recipe.backbone, pretrained=True).state_dict())
+            # Made for the same size of images, so that timm fits tables of positions to it.
+            begun = build_backbone(recipe.backbone, pretrained=True, **card.backbone_settings)
+            model.backbone.load_state_dict(begun.state_dict())
         elif recipe.weights:
-            carry(read_source(recipe.weights), model)
-        if hasattr(model.backbone, "start_from"):
-            some = parts["train"].subset(torch.arange(min(START_IMAGES, len(parts["train"]))))
-            (batch, _), *_ = DeviceLoader(some, len(some), card.mean, card.std)
-            model.backbone.start_from(batch)
+            transfer = carry(_read_weights(recipe), model)
+            if recipe.decoder:
+                model.transfer = transfer
+        elif hasattr(model.backbone, "start_from"):
+            model.backbone.start_from(_start_images(recipe, card, parts["train"]))
     if recipe.decoder and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         # A process has a few scenes at a time, too few for a BatchNorm of its own; the CPU knows no such norm.
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = synchronised(model)
     return model.to(accelerator.device, memory_format=torch.channels_last)
+
+
+def synchronised(model: Model) -> Model:
+    """The model with BatchNorms that see the images of all processes, in the place of its own.
+
+    timm's conversion, not torch's: many of timm's BatchNorms end in an activation, which torch's would leave out.
+    """
+    return convert_sync_batchnorm(model)
+
+
+def _read_weights(recipe: Recipe) -> Source:
+    """The classifier that a recipe begins with.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: for a file that holds no classifier.
+    """
+    try:
+        return read_source(recipe.weights)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"weights {recipe.weights!r}: {error}; say {IMAGENET}, or the run folder or file of a classifier"
+        ) from error
+
+
+def _start_images(recipe: Recipe, card: ModelCard, train: Data) -> Tensor:
+    """Some training images (N, 3, H, W), normalised, without augmentation.
+
+    Raises:
+        ValueError: for images that are not all of one size in memory.
+    """
+    if recipe.reader != "memory":
+        raise ValueError(
+            f"{recipe.backbone} sets its first layer from images in memory, and reader {recipe.reader} has none: "
+            f"take another backbone, or the weights of a classifier with this one"
+        )
+    some = train.subset(torch.arange(min(START_IMAGES, len(train))))
+    ((images, _),) = DeviceLoader(some, len(some), card.mean, card.std)
+    return images
 
 
 def make_loaders(

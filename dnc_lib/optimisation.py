@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import lr_scheduler
 
 from .recipes import Recipe
@@ -35,7 +36,7 @@ def parameter_groups(recipe: Recipe, model: nn.Module) -> list[dict]:
     fast = {
         id(module.bias)
         for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d) and module.bias is not None and recipe.norm_bias_rate != 1
+        if isinstance(module, _BatchNorm) and module.bias is not None and recipe.norm_bias_rate != 1
     }
     bias_decay = recipe.weight_decay / recipe.norm_bias_rate if recipe.decay_norms else 0.0
     kinds = {  # its weight decay, and its learning rate over the recipe's

@@ -268,7 +268,7 @@ def _refresh(fitting: Fitting) -> dict:
 
     before = score()
     state = {key: value.clone() for key, value in model.head.state_dict().items()}
-    model.refresh(loaders["train_plain"])
+    task.refresh(model, loaders["train_plain"])
     after = score()
     if after < before:
         model.head.load_state_dict(state)

@@ -27,7 +27,7 @@ def drawings(draw) -> dict:
     }
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(drawings())
 def test_of_every_class_and_image_the_limit_is_drawn_or_all_there_are(case):
     drawn, chosen = draw_pixels(**case)
@@ -43,7 +43,7 @@ def test_of_every_class_and_image_the_limit_is_drawn_or_all_there_are(case):
         assert set(chosen[image].tolist()) <= {*range(classes), IGNORED}
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(drawings())
 def test_a_drawn_row_is_a_pixel_of_its_label_and_none_comes_twice(case):
     drawn, chosen = draw_pixels(**case)
@@ -55,7 +55,7 @@ def test_a_drawn_row_is_a_pixel_of_its_label_and_none_comes_twice(case):
         assert torch.equal(case["labels"][image].flatten()[places[filled]], own[filled])
 
 
-@settings(deadline=None, max_examples=75)
+@settings(deadline=None, max_examples=30)
 @given(drawings())
 def test_what_is_drawn_of_an_image_does_not_depend_on_its_neighbours_in_the_batch(case):
     drawn, chosen = draw_pixels(**case)
@@ -70,13 +70,13 @@ def test_the_seed_decides_and_every_pixel_has_its_chance():
     labels = torch.zeros(1, 8, 8, dtype=torch.long)
     features = torch.arange(64.0).view(1, 1, 8, 8)
     times = torch.zeros(64)
-    for seed in range(400):
+    for seed in range(200):
         drawn = draw_pixels(features, labels, 8, 1, seed)[0].flatten().long()
         assert torch.equal(drawn, draw_pixels(features, labels, 8, 1, seed)[0].flatten().long())
         times[drawn] += 1
-    assert times.sum() == 400 * 8
-    assert times.min() > 20  # 50 expected of each, with a deviation of 6.6
-    assert times.max() < 85
+    assert times.sum() == 200 * 8
+    assert times.min() > 8  # 25 expected of each, with a deviation of 4.7
+    assert times.max() < 50
 
 
 def test_a_mask_as_it_is_read_will_do():
@@ -121,7 +121,7 @@ def test_what_cannot_be_drawn_from_is_refused(changes, message):
 # --- labels at another resolution -----------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(*[st.integers(1, 40)] * 6, st.integers(1, 9))
 def test_each_place_gets_the_label_at_its_middle(height, width, h, w, image_height, image_width, multiple):
     """By exact fractions, place by place: the middle in pixels of the padded image, brought to the labels' scale."""

@@ -117,9 +117,8 @@ def find_folders(where: Path) -> Layout:
     ``val`` stands for ``test`` where there is no ``test``; beside it, it is the validation part.
     """
     if not (where / "images" / "train").is_dir():
-        raise FileNotFoundError(
-            f"{where} is no data set of scenes: it needs images/{{train,test}}/, masks/{{train,test}}/ and classes.txt"
-        )
+        needs = "images/{train,test}/, masks/{train,test}/ and classes.txt"
+        raise FileNotFoundError(f"{where} is no data set of scenes: it needs {needs}")
     parts = {"train": "train", "test": "test" if (where / "images" / "test").is_dir() else "val"}
     if parts["test"] == "test" and (where / "images" / "val").is_dir():
         parts["validation"] = "val"

@@ -136,7 +136,7 @@ def nearest_crop(mask: np.ndarray, size: tuple[int, int], box: tuple[int, int, i
 def largest_share(mask: np.ndarray) -> float:
     """The share of the labelled pixels that the largest class has; 1 where none is labelled."""
     counts = Image.fromarray(mask).histogram()[:IGNORED]
-    return max(counts) / (sum(counts) or 1) if any(counts) else 1.0
+    return max(counts) / labelled if (labelled := sum(counts)) else 1.0
 
 
 def rotate_hue(image: Image.Image, turn: float) -> Image.Image:
