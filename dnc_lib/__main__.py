@@ -14,8 +14,10 @@ from .signals import Stopped
 #: What torch says, and what to do about it.
 _ADVICE = {
     "DataLoader worker": "a process that reads pictures died, often for want of memory; try fewer --workers",
-    "out of memory": "lower --batch-size or --memory-size, or raise --accumulate",
-    "can't allocate memory": "lower --batch-size or --memory-size, or raise --accumulate",
+    **dict.fromkeys(
+        ("out of memory", "can't allocate memory"),
+        "lower --batch-size or --memory-size, or raise --accumulate; look at large scenes through a --window",
+    ),
 }
 
 
@@ -75,7 +77,7 @@ def _train(options: argparse.Namespace) -> int:
     final, seconds, waiting = (run.manifest.get(key) for key in ("final", "seconds", "wait_share"))
     waited = "" if waiting is None else f", {waiting:.0%} of the training steps waiting for data"
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-        score = f"mIoU {final['miou']:.2f}" if run.recipe.decoder else f"accuracy {final['accuracy']:.2f}"
+        score = f"mIoU {final['miou']:.2f}" if recipe.decoder else f"accuracy {final['accuracy']:.2f}"
         print(f"{run.folder}: {score} % in {seconds:.0f} s{waited}")
     return 0
 
@@ -243,9 +245,9 @@ def _looks(options: argparse.Namespace, opened) -> dict:
     Raises:
         ValueError: for anything given where whole images are classified.
     """
-    given = {
-        name: getattr(options, name) for name in ("window", "stride", "flip", "scales") if hasattr(options, name)
-    }
+    names = ("window", "stride", "flip", "scales")
+    given = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     if opened.segments:
         return {"window": opened.recipe.window or None} | given
     if given or options.output:

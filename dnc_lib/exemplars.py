@@ -85,9 +85,9 @@ def find_exemplars(
     """The nearest training image of its class for each sub-centroid; of a segmenter, the nearest pixel.
 
     Sub-centroids of a class choose in turn, the one with the closest image first, and no image twice: ten crops of
-    one street corner would teach little. Of a class that fewer scenes show than it has sub-centroids, the last ones
-    take the nearest pixel of any scene; whole images are left for none of them. What is kept while the images go by
-    is a few numbers for each sub-centroid (K images at most can be taken by others before its turn) or image.
+    one street corner would teach little. Where a class is in fewer scenes than it has sub-centroids, the last ones
+    take the nearest pixel of any scene; where it has fewer images, the last ones have none. Embeddings are dropped
+    as the images go by. What is kept is K similarities for each image, or the K best scenes for each sub-centroid.
 
     Args:
         model: with a :class:`~dnc_lib.heads.SubCentroidHead`.

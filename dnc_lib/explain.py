@@ -178,6 +178,8 @@ def explain(
 ) -> Explanation:
     """The evidence for the class of an image or, of a segmenter, of one of its pixels.
 
+    A scene is seen whole, whatever window its recipe slides over it at the test.
+
     Args:
         model: with a :class:`~dnc_lib.heads.SubCentroidHead`.
         image: (3, h, w), normalised, as the model is given it.

@@ -284,23 +284,29 @@ class Segmenter(nn.Module):
         return scores[:, :, :height, :width]
 
     @torch.no_grad()
-    def refresh(self, loader: Iterable[tuple[Tensor, Tensor]], pixels: int = 20) -> None:
+    def refresh(self, loader: Iterable[tuple[Tensor, Tensor]], pixels: int = 20, most: int = 5000) -> None:
         """Estimate the sub-centroids anew from a data set, in evaluation mode, without a gradient.
 
         Args:
             loader: iterable of (images (B, 3, H, W) normalised, labels (B, H, W), 255 for no class).
             pixels: how many of each class and image take part, at most.
+            most: a class that has so many takes no more from the images that follow: all are in memory at once.
 
         Raises:
             ValueError: for an empty loader, or a head that has no sub-centroids.
         """
 
+        classes = self.head.num_classes
+
         def parts() -> Iterator[tuple[Tensor, Tensor]]:
+            counts = torch.zeros(classes, dtype=torch.long, device=device)
             for number, (images, labels) in enumerate(loader):
                 features = self.features(images.to(device))
                 labels = labels_at(labels.to(device), features.shape[2:], self.multiple, images.shape[2:])
-                drawn, labels = draw_pixels(features, labels, pixels, self.head.num_classes, seed=number)
-                yield drawn[labels != IGNORED], labels[labels != IGNORED]  # all rows of a data set would fill memory
+                drawn, labels = draw_pixels(features, labels, pixels, classes, seed=number)
+                wanted = (labels != IGNORED) & (counts < most)[labels.where(labels != IGNORED, 0)]
+                counts += labels[wanted].bincount(minlength=classes)
+                yield drawn[wanted], labels[wanted]
 
         with evaluating(self) as device:
             _estimate(self.head, parts())

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from .checkpoints import ModelCard, read_model
-from .models import ImageClassifier
+from .models import Model
 from .recipes import Recipe
 
 MANIFEST, METRICS, MODEL, BEST = "manifest.json", "metrics.jsonl", "model.safetensors", "best.safetensors"
@@ -28,7 +28,7 @@ class Run:
 
     Attributes:
         folder: holds ``manifest.json``, ``metrics.jsonl``, ``model.safetensors`` (the last epoch's, which is the
-            result) and ``best.safetensors`` (of the epoch with the highest held-out accuracy).
+            result) and ``best.safetensors`` (of the epoch with the highest held-out accuracy, or mIoU for scenes).
         manifest: see :func:`describe_machine` and :func:`dnc_lib.training.train`.
     """
 
@@ -78,7 +78,7 @@ class Run:
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error})") from error
 
-    def model(self, device: str | torch.device = "cpu") -> tuple[ImageClassifier, ModelCard]:
+    def model(self, device: str | torch.device = "cpu") -> tuple[Model, ModelCard]:
         """The trained model, in evaluation mode, and its card."""
         return read_model(self.folder / MODEL, device)
 

@@ -15,8 +15,9 @@ from dnc_lib.runs import Run
 from dnc_lib.training import train
 
 SHORT = {
-    "epochs": 1, "train_limit": 24, "batch_size": 8, "num_subcentroids": 3, "memory_size": 0, "momentum": 0.5,
-    "correct_only": False, "update_after": 0, "learning_rate": 0.01, "channels": 16,
+    "backbone": "tiny_resnet8", "channels": 16, "epochs": 1, "train_limit": 24, "batch_size": 8,
+    "learning_rate": 0.01, "num_subcentroids": 3, "memory_size": 0, "momentum": 0.5, "correct_only": False,
+    "update_after": 0,
 }  # fmt: skip
 
 

@@ -126,7 +126,8 @@ WHY = Explanation(("sky", "tree"), 4, 1, 0, (0.2, 0.8), CASES, (20, 40), (5, 6),
 
 def test_in_words():
     assert WHY.rule == (
-        "IF the pixel is nearer to case 3 of tree (a.png, row 12, column 30) than to any of the other 7 cases THEN tree"
+        "IF the pixel is nearer to case 3 of tree (a.png, row 12, column 30) than to any of the other 7 cases "
+        "THEN tree"
     )
     assert WHY.change == (
         "It would be sky if its similarity to case 2 of sky (no training image is left to show it) were more than "
@@ -239,7 +240,7 @@ def test_what_cannot_be_explained(segmenter, classifier):
         ValueError, match=r"^row 20 lies outside the image, which has 20 rows and 30 columns, counted from 0$"
     ):
         explain(segmenter, images(20, 30), exemplars, at=(20, 3))
-    with pytest.raises(ValueError, match="^column -1 lies outside the image"):
+    with pytest.raises(ValueError, match=r"^column -1 lies outside the image"):
         check_pixel((3, -1), (20, 30))
     with pytest.raises(
         ValueError, match=r"this model classifies whole images: there is no pixel \(1, 2\) to explain"

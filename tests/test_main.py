@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import random_images, trained, write_class_folders
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from scene_runs import SHORT, trained_on_files, trained_scenes
 
 import dnc_lib
 from dnc_lib import recipes, training
@@ -17,11 +19,13 @@ from dnc_lib.recipes import Recipe
 from dnc_lib.runs import MANIFEST, MODEL, Run
 from dnc_lib.signals import Stopped
 
+COMMANDS = ("recipes", "train", "compare", "evaluate", "predict", "explain")
+
 
 def dnc(*words, **settings):
     """The command as a process of its own."""
     command = [sys.executable, "-m", "dnc_lib", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **settings)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, **settings)
 
 
 def refused(capsys, *words):
@@ -51,7 +55,7 @@ def recipe_of(monkeypatch, tmp_path):
 
         def pretend(recipe, *_, **__):
             made.append(recipe)
-            return Run(tmp_path, {"final": {"accuracy": 0.0}, "seconds": 0.0})
+            return Run(tmp_path, {"final": {"accuracy": 0.0, "miou": 0.0}, "seconds": 0.0})
 
         monkeypatch.setattr(training, "train", pretend)
         assert main(["train", *words]) == 0
@@ -99,6 +103,40 @@ def test_a_reader_who_has_seen_enough():
     assert done.stderr == ""
 
 
+@pytest.mark.slow
+def test_from_digits_in_scenes_to_the_reasons(tmp_path):
+    fields = [f"--{'' if value is not False else 'no-'}{name.replace('_', '-')}" for name, value in SHORT.items()]
+    values = [[] if isinstance(value, bool) else [value] for value in SHORT.values()]
+    words = [word for name, value in zip(fields, values, strict=True) for word in (name, *value)]
+    done = dnc("train", "digit_scenes_fcn", *words, "--output", tmp_path / "runs", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    told = re.match(r"(.*): mIoU (\d+\.\d\d) % in \d+ s", done.stdout)
+    assert told[1] == str(folder)
+
+    done = dnc("evaluate", folder, "--quiet", "--output", "records.npz", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"mIoU {told[2]} %  pixel accuracy ")
+    assert done.stdout.splitlines()[-1] == "records.npz"
+    with np.load(tmp_path / "records.npz") as file:
+        assert file["counts"].shape == (100, 11, 11)
+        assert file["labels"].shape == (100, 48, 48)
+        assert file["names"][7] == "image 7"
+
+    done = dnc("explain", folder, 3, "--at", 20, 70, "--quiet", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("test image 3, row 20, column 70 (labelled ")
+    assert lines[1].startswith("IF the pixel is nearer to case ")
+    assert lines[-1] == "3_explained.png, 3_explained.json"
+    why = json.loads((tmp_path / "3_explained.json").read_text())
+    assert why["run"] == folder.name
+    assert why["image"] == "test image 3"
+    assert why["rule"] == lines[1]
+    assert why["at"] == [20, 70]
+    assert (folder / "exemplars.json").is_file()
+
+
 # --- recipes, help --------------------------------------------------------------------------------------------------
 
 
@@ -110,7 +148,7 @@ def test_recipes_lists_every_recipe(capsys):
     assert all("Expect" in line for line in lines[1:])
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["compare"], ["evaluate"], ["recipes"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help(capsys, command):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])
@@ -140,6 +178,11 @@ def test_version(capsys):
         ["fly"],
         ["train"],
         ["evaluate"],
+        ["predict", "run"],
+        ["explain", "run"],
+        ["explain", "run", "image.png", "--at", "3"],
+        ["explain", "run", "image.png", "--at", "3", "4.5"],
+        ["evaluate", "run", "--window", "64"],
         ["train", "digits_resnet8", "--epochs", "three"],
         ["train", "digits_resnet8", "--epochs", "2.5"],
         ["train", "digits_resnet8", "--learning-rate", "fast"],
@@ -176,13 +219,19 @@ def test_no_field_is_forgotten(recipe_of, field):
         "dataset": "other", "backbone": "other", "head": "cosine", "schedule": "cosine", "assignment": "nearest",
         "start": "data", "precision": "bf16", "milestones": (7, 8), "reader": "files", "optimizer": "adamw",
         "interpolation": "bicubic", "rand_augment": "rand-m9", "crop_scale": (0.5, 0.75), "accumulate": 2,
+        "decoder": "fcn", "weights": "some", "output_stride": 8, "auxiliary": 0.5, "crop_size": (7, 8),
+        "window": (7, 8), "scale": (0.75, 1.25),
     }  # fmt: skip
+    scenes = ["--reader", "scenes", "--decoder", "fcn", "--crop-size", "9", "9"]
     base = {
         "refresh": ["--validation", "9"],
         "warmup_epochs": ["--schedule", "cosine"],
         **{name: ["--reader", "files"] for name in ("rand_augment", "color_jitter", "random_erasing")},
         "mixup": ["--mix-probability", "0.5"],
         "cutmix": ["--mix-probability", "0.5"],
+        **dict.fromkeys(("output_stride", "auxiliary", "window"), scenes),
+        "decoder": [*scenes[:2], *scenes[4:]],
+        "crop_size": scenes[:4],
     }.get(field, [])
     before = getattr(recipes.digits_resnet8(), field)
     if field not in other:
@@ -312,7 +361,7 @@ def test_train_passes_on_what_is_no_field_of_the_recipe(monkeypatch, tmp_path):
 
     def pretend(recipe, *_, **options):
         seen.update(options)
-        return Run(tmp_path, {"final": {"accuracy": 0.0}, "seconds": 0.0})
+        return Run(tmp_path, {"final": {"accuracy": 0.0, "miou": 0.0}, "seconds": 0.0})
 
     monkeypatch.setattr(training, "train", pretend)
     words = ["--resume", "--snapshot-seconds", "30", "--workers", "3", "--profile", "smoke", "--quiet", "--download"]
@@ -372,6 +421,192 @@ def test_a_data_set_with_other_classes(capsys, folder, tmp_path):
     line = refused(capsys, "evaluate", folder, "--data-root", tmp_path)
     assert "the data set at hand has other classes than" in line
     assert "was trained on" in line
+
+
+# --- scenes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def streets(tmp_path):
+    """A copy of a run on scenes on disk, and the words that say where its data is."""
+    folder = trained_on_files().folder
+    shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("exemplars.json"))
+    return tmp_path / "run", ["--data-root", str(folder.parent), "--workers", "0", "--quiet"]
+
+
+def said(capsys, *words):
+    """What an accepted command prints."""
+    assert main([str(word) for word in words]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out.splitlines()
+
+
+def test_evaluate_of_scenes_prints_every_class(capsys, streets):
+    folder, where = streets
+    lines = said(capsys, "evaluate", folder, *where)
+    final = Run.load(folder).manifest["final"]
+    assert lines[0] == (
+        f"mIoU {final['miou']:.2f} %  pixel accuracy {final['pixel_accuracy']:.2f} %  loss {final['loss']:.4f}  "
+        f"on 4 images"
+    )
+    assert lines[1].split() == ["class", "IoU", "%", "share", "of", "pixels", "%"]
+    rows = [line.split() for line in lines[2:]]
+    assert [row[0] for row in rows] == ["sky", "road", "car"]
+    assert [row[1] for row in rows] == [f"{iou:.2f}" for iou in final["iou"]]
+    assert [row[2] for row in rows] == ["50.00", f"{100 * (0.5 - 12 * 16 / (40 * 56)):.2f}", "8.57"]
+
+
+def test_scenes_can_be_looked_at_in_other_ways(capsys, streets):
+    folder, where = streets
+    plain = said(capsys, "evaluate", folder, *where)[0]
+    for look in (["--window", 20, 20, "--stride", 10, 10], ["--flip"], ["--scales", 0.75, 1.25]):
+        assert said(capsys, "evaluate", folder, *where, *look)[0].split("loss")[1] != plain.split("loss")[1]
+    assert said(capsys, "evaluate", folder, *where, "--window", 99, 99)[0] == plain  # one window sees all
+    assert "stride (3, 3) needs a window to move" in refused(capsys, "evaluate", folder, *where, "--stride", 3, 3)
+    assert "scales must be one or more positive factors" in refused(capsys, "evaluate", folder, *where, "--scales", 0)
+
+
+def test_predict_of_scenes_writes_label_maps_and_overlays(capsys, streets, tmp_path):
+    folder, where = streets
+    photograph = trained_on_files().folder.parent / "streets" / "images" / "test" / "002.png"
+    Image.open(photograph).convert("L").save(tmp_path / "grey.png")
+    output = tmp_path / "deep" / "out"
+    lines = said(capsys, "predict", folder, photograph, tmp_path / "grey.png", 1, "--output", output, *where)
+    assert len(lines) == 6
+    assert lines[0].startswith(f"{photograph}: ")
+    shares = re.findall(r"(sky|road|car) (\d+\.\d) %", lines[0])
+    assert 99.7 <= sum(float(share) for _, share in shares) <= 100.3
+    assert lines[1] == f"  {output}/002_labels.png, {output}/002_overlay.png"
+    assert lines[4].startswith("001.png: ")
+    with Image.open(output / "002_labels.png") as labels, Image.open(output / "002_overlay.png") as overlay:
+        assert (labels.mode, labels.size) == ("P", (56, 40))
+        counts = np.bincount(np.asarray(labels).ravel(), minlength=3) / (40 * 56)
+        assert overlay.width >= 448  # enlarged, so that it can be seen
+    told = dict(shares)
+    for name, share in zip(("sky", "road", "car"), counts, strict=True):
+        assert float(told.get(name, 0)) == pytest.approx(100 * share, abs=0.1)
+    assert sorted(path.name for path in output.iterdir()) == [
+        f"{stem}_{kind}.png" for stem in ("002", "1", "grey") for kind in ("labels", "overlay")
+    ]
+
+
+def test_refusals_of_predict(capsys, streets, tmp_path):
+    folder, where = streets
+    (tmp_path / "text.png").write_text("no image")
+    out = ["--output", tmp_path / "out"]
+    line = refused(capsys, "predict", folder, tmp_path / "text.png", *out, *where)
+    assert line == f"dnc: {tmp_path}/text.png cannot be read as an image (no format that Pillow knows)"
+    line = refused(capsys, "predict", folder, tmp_path / "nowhere.png", *out, *where)
+    assert line == f"dnc: there is no image {tmp_path}/nowhere.png"
+    line = refused(capsys, "predict", folder, 4, *out, *where)
+    assert line == "dnc: there is no test image 4: streets, test has 4, counted from 0"
+    line = refused(capsys, "predict", folder, tmp_path / "a" / "1.png", tmp_path / "b" / "1.png", *out, *where)
+    assert line == f"dnc: some of these images have one name, and would overwrite each other in {tmp_path}/out"
+    (tmp_path / "file").write_text("")
+    assert "file" in refused(capsys, "predict", folder, 0, "--output", tmp_path / "file", *where)
+
+
+def test_predict_of_whole_images(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "big.png").write_bytes(b"")
+    Image.new("RGBA", (300, 200), (10, 10, 10, 128)).save(tmp_path / "big.png")
+    lines = said(capsys, "predict", trained().folder, 0, "big.png", 5)
+    pattern = r"(test image \d+|big\.png): (\d) (\d+\.\d) %, then (\d) (\d+\.\d) %"
+    rows = [re.fullmatch(pattern, line).groups() for line in lines]
+    assert [row[0] for row in rows] == ["test image 0", "big.png", "test image 5"]
+    assert all(row[1] != row[3] and 100 >= float(row[2]) >= float(row[4]) for row in rows)
+    for option in (["--window", 8, 8], ["--flip"], ["--scales", 2], ["--output", "out"]):
+        line = refused(capsys, "predict", trained().folder, 0, *option)
+        assert line == f"dnc: {option[0]} is for scenes; {trained().folder} classifies whole images"
+
+
+def test_what_only_scenes_have_is_refused_elsewhere(capsys, tmp_path):
+    folder = trained().folder
+    for option in (["--stride", 8, 8], ["--output", tmp_path / "records.npz"]):
+        line = refused(capsys, "evaluate", folder, *option)
+        assert line == f"dnc: {option[0]} is for scenes; {folder} classifies whole images"
+    line = refused(capsys, "explain", folder, 0, "--at", 3, 3)
+    assert line == f"dnc: --at is for pixels; {folder} classifies whole images"
+
+
+def test_explain_of_a_whole_image(capsys, folder, tmp_path):
+    figure = tmp_path / "deep" / "why.png"
+    lines = said(capsys, "explain", folder, 3, "--cases", 2, "--output", figure, "--quiet")
+    assert re.match(r"test image 3 \(labelled (\d)\): \1 \d+\.\d %, then \d \d+\.\d %", lines[0])
+    assert re.match(
+        r"IF it is nearer to case \d of \d \(image \d+\) than to any of the other 39 cases THEN", lines[1]
+    )
+    assert len(lines) == 3 + 4 + 1
+    with Image.open(figure) as drawn:
+        assert drawn.width > 600
+    why = json.loads(figure.with_suffix(".json").read_text())
+    assert why["truth"] == lines[0].split("labelled ")[1][0]
+    assert len(why["cases"]) == 4
+
+
+def test_explain_of_a_pixel(capsys, streets, tmp_path):
+    folder, where = streets
+    photograph = trained_on_files().folder.parent / "streets" / "images" / "test" / "002.png"
+    figure = tmp_path / "why.jpg"
+    words = ["explain", folder, photograph, "--output", figure, *where]
+    lines = said(capsys, *words, "--at", 39, 55)
+    assert lines[0].startswith(f"{photograph}, row 39, column 55: ")
+    assert lines[-1] == f"{figure}, {figure.with_suffix('.json')}"
+    kept = (folder / "exemplars.json").read_bytes()
+    lines = said(capsys, *words)
+    assert lines[0].startswith(f"{photograph}, row 20, column 28: ")
+    assert lines[-2] == "(the pixel is the image's centre; --at ROW COLUMN asks about another)"
+    assert (folder / "exemplars.json").read_bytes() == kept
+    why = json.loads(figure.with_suffix(".json").read_text())
+    assert why["at"] == [20, 28]
+    for case in why["cases"]:
+        exemplar = case["exemplar"]
+        mask = trained_on_files().folder.parent / "streets" / "masks" / "train" / exemplar["name"]
+        with Image.open(mask) as labels:
+            assert np.asarray(labels)[exemplar["row"], exemplar["column"]] == case["label"]
+
+
+def test_refusals_of_explain(capsys, streets, tmp_path):
+    folder, where = streets
+    line = refused(capsys, "explain", folder, 0, "--at", 40, 3, *where)
+    assert line == "dnc: row 40 lies outside the image, which has 40 rows and 56 columns, counted from 0"
+    line = refused(capsys, "explain", folder, 0, "--at", 3, -1, *where)
+    assert line == "dnc: column -1 lies outside the image, which has 40 rows and 56 columns, counted from 0"
+    assert not (folder / "exemplars.json").exists()  # refused before the search
+    line = refused(capsys, "explain", folder, 0, "--output", tmp_path / "why.txt", *where)
+    assert line == f"dnc: --output {tmp_path}/why.txt: name a figure, .png, .jpg or .webp"
+    assert "cases must be 1 or more, got 0" in refused(capsys, "explain", folder, 0, "--cases", 0, *where)
+    line = refused(capsys, "evaluate", folder, "--output", tmp_path / "records.csv", *where)
+    assert line == f"dnc: --output {tmp_path}/records.csv: name a .npz file"
+    for head, name in (("softmax", "SoftmaxHead"), ("cosine", "CosineHead")):
+        line = refused(capsys, "explain", trained(head).folder, 0)
+        assert line == (
+            f"dnc: a {name} has no sub-centroids, so no training image stands for a class: train with head dnc (or "
+            f"frozen) to get explanations"
+        )
+    assert "a SoftmaxHead has no sub-centroids" in refused(capsys, "explain", trained_scenes("softmax").folder, 0)
+
+
+def test_exemplars_that_no_longer_fit_are_told_of_in_one_line(capsys, streets, tmp_path):
+    folder, where = streets
+    (folder / "exemplars.json").write_text("{")
+    assert main(["explain", str(folder), "0", "--output", str(tmp_path / "why.png"), *where]) == 0
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"dnc: warning: .*exemplars\.json is damaged \(.*\): the exemplars are searched anew\n", err)
+
+
+def test_a_comparison_of_scenes_is_told_in_miou(capsys, monkeypatch, tmp_path):
+    from dnc_lib import comparisons
+
+    summary = {"dnc": {"mean": 53.7, "sd": None, "n": 1}}
+    monkeypatch.setattr(comparisons, "compare", lambda *_, **__: {"summary": summary, "paired": []})
+    words = ["--output", tmp_path / "pairs.json", "--arm", "dnc"]
+    assert said(capsys, "compare", "digit_scenes_fcn", *words) == ["dnc: mIoU 53.70 % over 1 seeds"]
+    assert said(capsys, "compare", "digits_resnet8", *words) == ["dnc: 53.70 % over 1 seeds"]
+
+
+# --- compare, errors ------------------------------------------------------------------------------------------------
 
 
 def test_a_comparison_that_is_complete_is_told_again(capsys, tmp_path):

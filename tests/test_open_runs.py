@@ -155,8 +155,8 @@ def test_a_training_image_that_has_moved_is_named(streets, searched):
         (streets / "streets" / kind / "train" / gone.name).unlink()
     with pytest.warns(
         UserWarning,
-        match=r"^the training image \d+\.png, an exemplar, is not where it was \(put it back to get the same exemplars "
-        r"again\): the exemplars are searched anew$",
+        match=r"^the training image \d+\.png, an exemplar, is not where it was \(put it back to get the same "
+        r"exemplars again\): the exemplars are searched anew$",
     ):
         after = open_run(streets / "run", streets).exemplars()
     assert gone.name not in {case.name for own in after.cases for case in own}
@@ -210,7 +210,7 @@ def test_a_softmax_run_has_no_exemplars():
 
 
 def test_a_run_that_is_none(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no run folder: it has no manifest.json"):
+    with pytest.raises(FileNotFoundError, match=r"is no run folder: it has no manifest\.json"):
         open_run(tmp_path)
     (tmp_path / MANIFEST).write_text("{")
     with pytest.raises(ValueError, match="is damaged"):

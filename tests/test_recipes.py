@@ -114,7 +114,7 @@ def test_values_that_no_training_could_use(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"decoder": "pspnet"}, "decoder must be one of , fcn, deeplabv3, upernet, got 'pspnet'"),
+        ({"decoder": "pspnet"}, "decoder must be one of nothing, fcn, deeplabv3, upernet, got 'pspnet'"),
         ({"decoder": ""}, "reader scenes and a decoder belong together, got reader scenes and decoder ''"),
         ({"reader": "files"}, "reader scenes and a decoder belong together, got reader files and decoder 'fcn'"),
         ({"crop_size": ()}, "scenes are cut: set crop_size to height and width"),

@@ -13,8 +13,9 @@ from dnc_lib.runs import held
 from dnc_lib.training import train
 
 SMALL = {
-    "dataset": "streets", "epochs": 1, "crop_size": (32, 32), "channels": 8, "batch_size": 4, "memory_size": 100,
-    "update_after": 0, "momentum": 0.1,
+    "dataset": "streets", "epochs": 1, "evaluate_every": 1, "crop_size": (32, 32), "channels": 8, "batch_size": 4,
+    "memory_size": 100, "update_after": 0, "momentum": 0.04, "backbone": "tiny_resnet8", "image_size": 0,
+    "scale": (0.8, 1.25), "optimizer": "sgd", "learning_rate": 0.01, "schedule": "poly",
 }  # fmt: skip
 
 
@@ -115,7 +116,7 @@ def test_test_masks_without_a_label(dnc, root):
 
 def test_a_class_that_never_occurs_has_no_iou_of_its_own(dnc, root):
     (root / "streets" / "classes.txt").write_text("sky\nroad\ncar\ntram\n")
-    recipe = recipes.digit_scenes_fcn(**SMALL, head="softmax", learning_rate=1e-4)
+    recipe = recipes.digit_scenes_fcn(**SMALL, head="softmax")
     manifest = train(recipe, root, root / "runs", progress=False).manifest
     assert manifest["classes"][3] == "tram"
     seen = [value for value in manifest["final"]["iou"] if value is not None]

@@ -4,25 +4,33 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from scene_runs import write_scenes
 from test_fitting import close
 from test_resume import Crash, crash_at, same
+from torch import nn
 
 from dnc_lib import recipes
+from dnc_lib.fitting import Fitting
 from dnc_lib.metrics import IGNORED
 from dnc_lib.models import ImageClassifier, Segmenter
+from dnc_lib.pixels import labels_at
 from dnc_lib.runs import Run
 from dnc_lib.tasks import Classification, Segmentation, task_of
 from dnc_lib.training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:momentum .* of the random start")
 
-#: 4 steps an epoch.
+#: 4 steps an epoch; whatever the recipe of that name becomes.
 SHORT = {
-    "epochs": 3, "train_limit": 32, "batch_size": 8, "crop_size": (32, 32), "channels": 16, "pixels": 5,
-    "update_after": 0, "memory_size": 300, "auxiliary": 0.4,
+    "epochs": 3, "evaluate_every": 1, "train_limit": 32, "batch_size": 8, "crop_size": (32, 32), "channels": 16,
+    "pixels": 5, "update_after": 0, "memory_size": 300, "auxiliary": 0.4, "backbone": "tiny_resnet8",
+    "momentum": 0.95, "image_size": 0, "scale": (0.8, 1.25), "num_subcentroids": 10, "optimizer": "sgd", "learning_rate": 0.1,
+    "schedule": "poly", "weight_decay": 5e-4,
 }  # fmt: skip
 
 
@@ -112,6 +120,25 @@ def test_the_update_gets_few_pixels_of_each_class():
     assert not torch.equal(rows, again)
 
 
+def test_labels_go_where_a_padded_image_shows_them():
+    """Sides of 41 and 50 are padded to 44 and 52, in which the 11 x 13 places lie four pixels apart."""
+    torch.manual_seed(0)
+    model = Segmenter.build("swin_tiny_patch4_window7_224", "upernet", 5, channels=8)
+    images, labels = torch.randn(2, 3, 41, 50), torch.randint(0, 5, (2, 41, 50))
+    task = task_of(recipes.digit_scenes_fcn(pixels=1000), 5, model.multiple)
+    outcome = task.step(model, images, labels)
+    assert outcome.features.shape == (2, 8, 11, 13)
+    features, drawn = task.samples(outcome, seed=0)
+    there = labels_at(labels, (11, 13), 4)
+    assert torch.equal(there[:, :10, :12], labels[:, 2::4, 2::4][:, :10, :12])
+    for i in range(2):  # every labelled place is drawn, in another order: feature and label belong together
+        places = zip(outcome.features[i].flatten(1).T.tolist(), there[i].flatten().tolist(), strict=True)
+        rows = zip(features[i].tolist(), drawn[i].tolist(), strict=True)
+        assert sorted(each for each in rows if each[1] != IGNORED) == sorted(
+            each for each in places if each[1] != IGNORED
+        )
+
+
 def run(output, resume=False, seconds=0.0, **changes):
     recipe = recipes.digit_scenes_fcn(**{**SHORT, **changes})
     return train(recipe, None, output, resume=resume, snapshot_seconds=seconds, progress=False)
@@ -134,6 +161,26 @@ def test_a_run_on_scenes_that_crashed_ends_where_it_would_have_ended(tmp_path, m
     assert card.decoder == "fcn"
 
 
+@pytest.fixture
+def uneven(tmp_path):
+    """A data root with ``streets``, of whose training masks some have ten times the labels of others, and seven test
+    scenes, which two processes cannot share evenly."""
+    folder = write_scenes(tmp_path / "data" / "streets", number=16)
+    for i, path in enumerate(sorted((folder / "masks" / "train").iterdir())):
+        numbers = np.asarray(Image.open(path)).copy()
+        numbers[:, 4 + 7 * (i % 4) :] = IGNORED
+        Image.fromarray(numbers).save(path)
+    for kind in ("images", "masks"):
+        (folder / kind / "test" / "000.png").unlink()
+    return tmp_path / "data"
+
+
+#: 4 steps; nothing is cut away, so that the labels of a crop are as many as those of its mask.
+STREETS = {
+    "dataset": "streets", "epochs": 1, "train_limit": 0, "batch_size": 4, "crop_size": (40, 56), "scale": (1.0, 1.0),
+    "class_share": 1.0, "flip": True,
+}  # fmt: skip
+
 PLAIN = """
 import torch.nn as nn
 nn.BatchNorm2d.train = lambda self, mode=True: nn.Module.train(self, False)
@@ -150,26 +197,49 @@ from dnc_lib import recipes, training
     + PLAIN
     + """
 warnings.simplefilter("ignore")
-folder, changes = sys.argv[1], ast.literal_eval(sys.argv[2])
-run = training.train(recipes.digit_scenes_fcn(**changes), None, folder, progress=False)
+data, folder, changes = sys.argv[1], sys.argv[2], ast.literal_eval(sys.argv[3])
+training.train(recipes.digit_scenes_fcn(**changes), data, folder, progress=False)
 if dist.is_initialized():
     dist.destroy_process_group()
 """
 )
 
 
-def test_two_ranks_are_one_rank_with_twice_the_scenes(tmp_path):
+@pytest.mark.parametrize("passes", [2, 4])
+def test_a_batch_in_parts_is_the_batch(tmp_path, monkeypatch, uneven, passes):
+    """The loss is the mean over the labelled pixels of the whole batch, however few of them a part has."""
+    monkeypatch.setattr(nn.BatchNorm2d, "train", lambda self, mode=True: nn.Module.train(self, False))
+    monkeypatch.setattr(nn.Dropout2d, "forward", lambda self, x: x)
+    whole, parts = (
+        train(
+            recipes.digit_scenes_fcn(**{**SHORT, **STREETS, "accumulate": each}),
+            uneven,
+            tmp_path / str(each),
+            progress=False,
+        )
+        for each in (1, passes)
+    )
+    assert close(whole, parts)
+    first, second = (each.manifest["curve"][0] for each in (whole, parts))
+    assert second["train_loss"] == pytest.approx(first["train_loss"], rel=1e-4)
+    monkeypatch.setattr(Fitting, "_weights", lambda *_: [1 / passes] * passes)
+    other = recipes.digit_scenes_fcn(**{**SHORT, **STREETS, "accumulate": passes})
+    with pytest.raises(AssertionError, match="differs by"):  # the mean of the parts' means is something else
+        close(whole, train(other, uneven, tmp_path / "other", progress=False))
+
+
+def test_two_ranks_are_one_rank_with_twice_the_scenes(tmp_path, uneven):
     """BatchNorm and dropout out of the way: each rank would have its own."""
     script = tmp_path / "two.py"
     script.write_text(TWO)
-    changes = {**SHORT, "epochs": 1}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     start = {
         "one": [],
         "two": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
     }
     for name, words in start.items():
-        command = [sys.executable, *words, str(script), str(tmp_path / name), str(changes)]
+        given = [str(uneven), str(tmp_path / name), str({**SHORT, **STREETS})]
+        command = [sys.executable, *words, str(script), *given]
         done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (Run.load(tmp_path / name / "digit_scenes_fcn_dnc_seed0") for name in start)

@@ -138,9 +138,9 @@ class Recipe:
         start: ``random`` or ``data``.
         pixels: for scenes, how many of each class and image enter the update, at most.
         update_after: optimiser steps during which the sub-centroids stand still.
-        refresh: after training, estimate them anew; kept only where held-out accuracy does not fall.
-        validation: training images held out; 0 for none.
-        train_limit: train on so many images, classes even; 0 for all.
+        refresh: after training, estimate them anew; kept only where the held-out score does not fall.
+        validation: training images held out, in the place of a data set's own validation images; 0 for none.
+        train_limit: train on so many images, classes even (scenes: at random); 0 for all.
         precision: ``no``, ``bf16`` or ``fp16``.
         compile: let torch compile the model.
     """
@@ -214,7 +214,8 @@ class Recipe:
             _check_type(field, getattr(self, field.name))
         for field, allowed in _CHOICES.items():
             if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} must be one of {', '.join(map(str, allowed))}, got {getattr(self, field)!r}")
+                known = ", ".join(str(each) or "nothing" for each in allowed)
+                raise ValueError(f"{field} must be one of {known}, got {getattr(self, field)!r}")
         for rule, holds, fields in _RANGES:
             for field in fields:
                 if not holds(getattr(self, field)):

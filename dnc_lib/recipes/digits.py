@@ -32,30 +32,37 @@ def digits_resnet8(**changes) -> Recipe:
 def digit_scenes_fcn(**changes) -> Recipe:
     """FCN on an 8-layer residual network: digits found on textures.
 
-    Data: digit_scenes, embedded. Time: under a minute on two CPU cores. Expect: not run here yet.
+    The scenes of 96 x 96 are brought to 64 x 64, so that a place of the last map, one every 4 pixels there, sees a
+    whole digit; crops of 48 x 48 make a step cheaper and few scenes go further. That coarse grid also sets a bound:
+    a perfect answer on it, enlarged, has 73 mIoU. K is 4, not the 10 of real scenes: with 10 (and whole scenes) it
+    learned more slowly.
+
+    Expect: MEASURED. Time: MEASURED. Data: digit_scenes, embedded.
     """
     recipe = Recipe(
         name="digit_scenes_fcn",
         dataset="digit_scenes",
-        backbone="tiny_resnet8",
+        backbone="cifar_resnet8",
         decoder="fcn",
         channels=64,
         epochs=8,
-        batch_size=16,
-        learning_rate=0.1,
-        nesterov=True,
-        weight_decay=5e-4,
-        crop_size=(64, 64),
-        scale=(0.8, 1.25),
-        class_share=0.98,
+        evaluate_every=2,
+        batch_size=4,
+        optimizer="adamw",
+        learning_rate=5e-3,
+        weight_decay=0.01,
+        schedule="one_cycle",
+        image_size=64,
+        crop_size=(48, 48),
+        scale=(1.0, 1.0),
+        class_share=1.0,
         flip=False,
-        memory_size=4000,
-        momentum=0.95,
-        update_after=31,
+        memory_size=2000,
+        momentum=0.995,
+        update_after=200,
         reader="scenes",
-        image_size=0,
-        num_subcentroids=10,
-        schedule="poly",
+        num_subcentroids=4,
+        pixels=10,
         correct_only=True,
     )
     return recipe.replace(**changes)
