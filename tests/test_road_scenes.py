@@ -38,12 +38,14 @@ def stem(path: Path) -> str:
     return path.stem.rsplit("_", 1)[0]
 
 
-def test_every_small_run_has_its_scenes_and_every_dnc_its_exemplars_and_a_pixel():
+def test_every_small_run_has_its_scenes_and_every_dnc_its_exemplars():
     runs = {path.stem for path in RESULTS.glob("camvid_*_efficientnet_*.json")}
     assert runs
     assert runs == {path.stem for path in ARRAYS}
     explainable = {run for run in runs if manifest(run)["recipe"]["head"] == "dnc"}
-    assert explainable == {stem(path) for path in EXEMPLARS} == {stem(path) for path in EXPLAINED}
+    assert explainable == {stem(path) for path in EXEMPLARS}
+    assert {stem(path) for path in EXPLAINED} <= explainable
+    assert EXPLAINED
 
 
 def test_files_are_small():

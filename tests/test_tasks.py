@@ -29,8 +29,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:momentum .* of the random start"
 SHORT = {
     "epochs": 3, "evaluate_every": 1, "train_limit": 32, "batch_size": 8, "crop_size": (32, 32), "channels": 16,
     "pixels": 5, "update_after": 0, "memory_size": 300, "auxiliary": 0.4, "backbone": "tiny_resnet8",
-    "momentum": 0.95, "image_size": 0, "scale": (0.8, 1.25), "num_subcentroids": 10, "optimizer": "sgd", "learning_rate": 0.1,
-    "schedule": "poly", "weight_decay": 5e-4,
+    "momentum": 0.95, "image_size": 0, "scale": (0.8, 1.25), "num_subcentroids": 10, "optimizer": "sgd",
+    "learning_rate": 0.1, "schedule": "poly", "weight_decay": 5e-4,
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ the later one whose table has it (SSA-Seg) tells of 80,000.
 What differs, besides what :mod:`dnc_lib.decoders` says: ResNets have torchvision's weights and stem (theirs, v1c,
 have three 3x3 convolutions); brightness varies by half, not by an eighth, and all of the colours always, not each
 every other time; biases are spared from Swin's weight decay too; Cityscapes stays 2048 x 1024 (theirs is stretched by
-a pixel, and interpolated with aligned corners); BatchNorm sees the images of one process, not of all; bfloat16.
+a pixel, and interpolated with aligned corners); bfloat16. On several GPUs BatchNorm sees the images of all, as there.
 """
 
 from .base import Recipe
