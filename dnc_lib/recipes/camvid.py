@@ -65,7 +65,7 @@ def _resnet50(decoder: str, **settings) -> Recipe:
     return Recipe(
         name=f"camvid_{decoder}_resnet50",
         dataset="camvid",
-        backbone="resnet50",
+        backbone="resnet50.tv_in1k",
         weights="imagenet",
         decoder=decoder,
         auxiliary=0.4,
