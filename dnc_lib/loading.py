@@ -123,9 +123,7 @@ def build_model(recipe: Recipe, card: ModelCard, parts: Parts, accelerator: Acce
             begun = build_backbone(recipe.backbone, pretrained=True, **card.backbone_settings)
             model.backbone.load_state_dict(begun.state_dict())
         elif recipe.weights:
-            transfer = carry(_read_weights(recipe), model)
-            if recipe.decoder:
-                model.transfer = transfer
+            model.transfer = carry(_read_weights(recipe), model)
         elif hasattr(model.backbone, "start_from"):
             model.backbone.start_from(_start_images(recipe, card, parts["train"]))
     if recipe.decoder and accelerator.num_processes > 1 and accelerator.device.type == "cuda":

@@ -41,6 +41,7 @@ class ImageClassifier(nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
         self.made_of: tuple[str, dict] | None = None  # name and settings of the backbone, where they are known
+        self.transfer: Transfer | None = None  # what came from another classifier
 
     @classmethod
     def build(

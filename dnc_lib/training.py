@@ -90,6 +90,8 @@ def train(
         run.manifest = describe(recipe, parts, accelerator, profile) | {"parameters": learned}
         if recipe.decoder:
             run.manifest["classes"] = card.classes
+        if model.transfer is not None:  # a path says little; what lay there, more
+            run.manifest["began_with"] = {"digest": model.transfer.digest, **model.transfer.counts()}
         if recipe.head == "dnc":
             run.manifest["start_kept"] = recipe.start_kept(fitting.updates)
             if accelerator.is_main_process:

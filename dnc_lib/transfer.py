@@ -1,5 +1,6 @@
 """From a classifier to a segmenter: which learned parameters are carried, which are new, which have no place."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ class Source:
         state: the whole state dict.
         num_classes: C of the classifier.
         normalisation: mean and deviation (3,) of the images that it was trained on, where they are known.
+        digest: SHA-256 of its file, the first 16 digits; empty for a model at hand.
     """
 
     backbone: str
@@ -33,6 +35,7 @@ class Source:
     state: dict[str, Tensor]
     num_classes: int
     normalisation: tuple[list[float], list[float]] | None = None
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,14 @@ class Transfer:
         new: of the segmenter, learned from scratch.
         without_place: of the classifier, with no place in the dense path.
         class_matrix: of the classifier's class matrix or prototypes; none where it has sub-centroids.
+        digest: of the classifier's file, where it came from one.
     """
 
     carried: dict[str, int] = field(default_factory=dict)
     new: dict[str, int] = field(default_factory=dict)
     without_place: dict[str, int] = field(default_factory=dict)
     class_matrix: dict[str, int] = field(default_factory=dict)
+    digest: str = ""
 
     def counts(self) -> dict[str, int]:
         """How many parameters of each kind."""
@@ -80,7 +85,8 @@ def read_source(path: str | Path) -> Source:
         if card.get("decoder"):
             raise ValueError(f"{path} holds a segmenter already, not a classifier: go on with it as it is")
         settings, images = dict(card["backbone_settings"]), (card["mean"], card["std"])
-        return Source(card["backbone"], settings, state, len(card["classes"]), images)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return Source(card["backbone"], settings, state, len(card["classes"]), images, digest)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} has no model card: it was not written by dnc_lib") from error
 
@@ -113,7 +119,7 @@ def carry(source: Source, model: nn.Module) -> Transfer:
     left = {key: count for key, count in learned.items() if key not in carried}
     of_classes = {key: count for key, count in left.items() if key.startswith(_OF_CLASSES)}
     without_place = {key: count for key, count in left.items() if key not in of_classes}
-    return Transfer(carried, new, without_place, of_classes)
+    return Transfer(carried, new, without_place, of_classes, source.digest)
 
 
 def _check_backbone(source: Source, theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:

@@ -54,7 +54,9 @@ def test_a_recipe_starts_it_from_training_images():
     parts = {"train": random_images(50, size=32)}
     recipe = cifar10_fast_narrow(dataset="noise")
     card = make_card(recipe, parts)
-    one, again = (build_model(recipe, card, parts, make_accelerator("no")).backbone.whitening.weight for _ in range(2))
+    one, again = (
+        build_model(recipe, card, parts, make_accelerator("no")).backbone.whitening.weight for _ in range(2)
+    )
     assert torch.equal(one, again)  # drawn from no random numbers
     other = build_model(recipe, card, {"train": random_images(50, size=32, seed=9)}, make_accelerator("no"))
     assert not torch.equal(one, other.backbone.whitening.weight)

@@ -8,9 +8,9 @@ import pytest
 
 from dnc_lib import ledger, recipes
 from dnc_lib.recipes import Recipe
-from dnc_lib.tasks import task_of
 from dnc_lib.records import read_manifest, validate
 from dnc_lib.statistics import VERDICTS, verdict
+from dnc_lib.tasks import task_of
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 RESULTS = BOOK / "results"

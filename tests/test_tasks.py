@@ -1,5 +1,6 @@
 """Images and pixels: losses by hand, what the head's update gets, trainings on scenes that stop or are shared."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -180,6 +181,19 @@ STREETS = {
     "dataset": "streets", "epochs": 1, "train_limit": 0, "batch_size": 4, "crop_size": (40, 56), "scale": (1.0, 1.0),
     "class_share": 1.0, "flip": True,
 }  # fmt: skip
+
+
+def test_a_run_on_scenes_that_begins_with_a_classifier_says_so(tmp_path):
+    digits = recipes.digits_resnet8(epochs=1, train_limit=64, batch_size=32)
+    classifier = train(digits, None, tmp_path, progress=False)
+    scenes = run(tmp_path, seconds=1e9, backbone="tiny_resnet8", epochs=1, weights=str(classifier.folder))
+    began = scenes.manifest["began_with"]
+    file = (classifier.folder / "model.safetensors").read_bytes()
+    assert began["digest"] == hashlib.sha256(file).hexdigest()[:16]
+    assert began["carried"] == sum(p.numel() for p in classifier.model()[0].backbone.parameters())
+    assert began["class_matrix"] == 0
+    assert "began_with" not in classifier.manifest
+
 
 PLAIN = """
 import torch.nn as nn
