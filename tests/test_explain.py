@@ -224,7 +224,8 @@ def test_an_exemplar_is_as_near_to_its_sub_centroid_as_it_says():
         for k, case in enumerate(own):
             if case is not None and k == 0:
                 image = opened.prepare(train.read(case.image)[0])
-                why = explain(opened.model, image, made_up(opened.model), at=(case.row, case.column), cases=3)
+                at = case.row, case.column
+                why = explain(opened.model, image, made_up(opened.model), at=at, size=train.masks.shape[1:], cases=3)
                 assert why.centre == (case.row, case.column)
                 if c in (why.predicted, why.runner_up):
                     (found,) = [each for each in why.of(c) if each.subcentroid == k]
