@@ -10,6 +10,7 @@ from helpers import quick, trained, write_class_folders
 
 from dnc_lib import training
 from dnc_lib.loading import prepare_data
+from dnc_lib.models import ImageClassifier
 from dnc_lib.runs import METRICS, Run
 from dnc_lib.training import train
 
@@ -138,9 +139,9 @@ def test_update_after_delays_the_updates(tmp_path):
 def test_a_refresh_is_kept_only_where_held_out_accuracy_does_not_fall(tmp_path, monkeypatch, falls):
     if falls:  # an estimate that puts every class where another was
         monkeypatch.setattr(
-            training.ImageClassifier,
+            ImageClassifier,
             "refresh",
-            lambda model, _: model.head.subcentroids.copy_(model.head.subcentroids.roll(1, 0)),
+            lambda model, *_: model.head.subcentroids.copy_(model.head.subcentroids.roll(1, 0)),
         )
     result = run(tmp_path, epochs=2, momentum=0.8, refresh=True, validation=200)
     record = result.manifest["refresh"]
@@ -238,7 +239,7 @@ from dnc_lib.__main__ import main
 
 models = []
 build = training.ModelCard.build
-training.ModelCard.build = lambda card: models.append(build(card)) or models[-1]
+training.ModelCard.build = lambda card, **settings: models.append(build(card, **settings)) or models[-1]
 assert main(sys.argv[1:]) == 0
 assert dist.get_world_size() == 2
 (model,) = models
