@@ -57,7 +57,7 @@ class Transfer:
     new: dict[str, int] = field(default_factory=dict)
     without_place: dict[str, int] = field(default_factory=dict)
     class_matrix: dict[str, int] = field(default_factory=dict)
-    digest: str = ""
+    digest: str = field(default="", compare=False)
 
     def counts(self) -> dict[str, int]:
         """How many parameters of each kind."""

@@ -138,9 +138,10 @@ def test_chapter_begins_with_its_title(path):
 
 @each_chapter
 def test_needs_are_known_data_sets(path):
-    from dnc_lib import data
+    from dnc_lib.data import NAMES
+    from dnc_lib.data.scene_layouts import LAYOUTS
 
-    assert set(tools.read(path).metadata.get("dnc", {}).get("needs", [])) <= set(data.NAMES)
+    assert set(tools.read(path).metadata.get("dnc", {}).get("needs", [])) <= {*NAMES, *LAYOUTS}
 
 
 class TestStamp:
