@@ -64,9 +64,10 @@ def missing_data(path: Path) -> str:
     needs = read(path).metadata.get("dnc", {}).get("needs", [])
     if needs:
         from dnc_lib import data
+        from dnc_lib.data.scenes import LAYOUTS, open_scenes
     for name in needs:
         try:
-            data.load(name)
+            open_scenes(name) if name in LAYOUTS else data.load(name)
         except FileNotFoundError:
             return f"needs {name}, not found under {data.data_root()} (set DNC_DATA to where it is)"
     return ""
