@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -204,8 +205,8 @@ def test_long_names_do_not_run_out_of_the_figure():
 # --- of real runs ---------------------------------------------------------------------------------------------------
 
 
-def test_a_test_image_of_digits_is_explained_by_training_images():
-    opened = open_run(trained().folder)
+def test_a_test_image_of_digits_is_explained_by_training_images(tmp_path):
+    opened = open_run(shutil.copytree(trained().folder, tmp_path / "run"))
     exemplars = opened.exemplars()
     test, train = opened.parts["test"], opened.parts["train"]
     right = 0
