@@ -71,7 +71,9 @@ def make_card(recipe: Recipe, parts: Parts) -> ModelCard:
     if recipe.weights == IMAGENET:
         mean, std = pretrained_normalisation(recipe.backbone)
     elif recipe.weights:
-        mean, std = _read_weights(recipe).normalisation
+        source = _read_weights(recipe)
+        mean, std = source.normalisation
+        backbone_settings = {**source.settings, **backbone_settings}
     elif recipe.reader == "files":
         mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     else:

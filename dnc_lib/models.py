@@ -324,7 +324,10 @@ def _estimate(head: Head, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
     flat = [(x.float().flatten(0, -2), labels.flatten()) for x, labels in parts]
     if not flat:
         raise ValueError("the loader gave no batch: nothing to estimate sub-centroids from")
-    head.estimate(*(torch.cat(part) for part in zip(*flat, strict=True)))
+    features, labels = (torch.cat(part) for part in zip(*flat, strict=True))
+    if not (labels != head.ignore_index).any():
+        raise ValueError("the loader gave no label: nothing to estimate sub-centroids from")
+    head.estimate(features, labels)
 
 
 def _source(classifier: ImageClassifier) -> Source:

@@ -39,7 +39,8 @@ def _small(decoder: str, **settings) -> Recipe:
 def camvid_fcn_efficientnet(**changes) -> Recipe:
     """FCN at stride 16 on EfficientNet-Lite0, for a CPU.
 
-    Data: CamVid. Time: half an hour on one CPU core. Expect: not run here yet.
+    Data: CamVid. Time: half an hour on one CPU core. Expect: softmax 51.8 mIoU, DNC and cosine 50.4 (one seed each,
+    in ``book/results``).
     """
     return _small("fcn", output_stride=16).replace(**changes)
 
@@ -47,7 +48,8 @@ def camvid_fcn_efficientnet(**changes) -> Recipe:
 def camvid_deeplabv3_efficientnet(**changes) -> Recipe:
     """DeepLabV3 at stride 16 on EfficientNet-Lite0, for a CPU.
 
-    Data: CamVid. Time: half an hour on one CPU core. Expect: not run here yet.
+    Data: CamVid. Time: half an hour on one CPU core. Expect: with ``epochs=5`` DNC 41.3 mIoU, softmax 38.8 (one seed
+    each, in ``book/results``); ten epochs were not run here yet.
     """
     return _small("deeplabv3", output_stride=16).replace(**changes)
 
@@ -55,7 +57,8 @@ def camvid_deeplabv3_efficientnet(**changes) -> Recipe:
 def camvid_upernet_efficientnet(**changes) -> Recipe:
     """UPerNet on EfficientNet-Lite0, for a CPU.
 
-    Data: CamVid. Time: half an hour on one CPU core. Expect: not run here yet.
+    Data: CamVid. Time: half an hour on one CPU core. Expect: cosine 55.3 mIoU, softmax 55.0, DNC 54.7 (one seed each,
+    in ``book/results``).
     """
     return _small("upernet").replace(**changes)
 
