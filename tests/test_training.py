@@ -8,7 +8,6 @@ import pytest
 import torch
 from helpers import quick, trained, write_class_folders
 
-from dnc_lib import training
 from dnc_lib.loading import prepare_data
 from dnc_lib.models import ImageClassifier
 from dnc_lib.runs import METRICS, Run
