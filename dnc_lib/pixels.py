@@ -15,7 +15,7 @@ def labels_at(
     Args:
         labels: (B, H, W), 255 for no class.
         size: (h, w), the places.
-        multiple: images are padded to it, at the right and below, see :attr:`dnc_lib.models.Segmenter.multiple`, and
+        multiple: images are padded to it, at the right and below, see ``Segmenter.multiple``, and
             the places cover the padding too; those in it get 255.
         image_size: of the images, in pixels, before the padding; the labels' if None.
 

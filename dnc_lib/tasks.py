@@ -90,7 +90,7 @@ class Segmentation:
         auxiliary: weight of the auxiliary branch's loss.
         pixels: how many of each class and image the head's update gets, at most.
         window: (height, width) of the sliding window at an evaluation; empty for the whole image.
-        multiple: of the model, see :attr:`dnc_lib.models.Segmenter.multiple`.
+        multiple: of the model, see ``Segmenter.multiple``.
 
     Attributes:
         metric: see :class:`Classification`.

@@ -113,7 +113,7 @@ class DigitScenes(Drawn):
 
 
 def make_digit_scenes(train: int = 500, test: int = 100, size: int = 96, seed: int = 0) -> dict[str, DigitScenes]:
-    """The parts ``train`` and ``test``, of training and of test digits (:func:`~dnc_lib.data.embedded.load_digits`).
+    """The parts ``train`` and ``test``, of training and of test digits (``dnc_lib.data.embedded.load_digits``).
 
     The running example is kept from the training scenes, and is in test scene ``EXAMPLE_SCENE``.
 
