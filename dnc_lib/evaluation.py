@@ -113,7 +113,7 @@ def evaluate_segmentation(
     total, sums = None, torch.zeros(2, dtype=torch.float64)  # loss, images
     looks = {"window": window, "stride": stride, "flip": flip, "scales": scales}
     with evaluating(model) as device:
-        for scores, labels in _segmented(model, loader, device, progress, looks):
+        for scores, labels in segmented(model, loader, device, progress, looks):
             if total is None:
                 total = ConfusionMatrix(scores.shape[1], device)
             total.update(predicted_classes(scores), labels)
@@ -129,14 +129,30 @@ def evaluate_segmentation(
     loss, count = sums.tolist()
     if count == 0:
         raise ValueError("the loader gave no images: nothing to evaluate")
-    if total.pixels() == 0:
+    return segmentation_measures(total, loss, int(count))
+
+
+def segmentation_measures(
+    matrix: ConfusionMatrix, loss: float, images: int
+) -> dict[str, float | int | list[float | None]]:
+    """What :func:`evaluate_segmentation` returns, of what it counted.
+
+    Args:
+        matrix: of all images.
+        loss: sum of the cross-entropy over all labelled pixels.
+        images: how many were seen.
+
+    Raises:
+        ValueError: where no pixel had a label.
+    """
+    if matrix.pixels() == 0:
         raise ValueError(f"no pixel has a label: every one is {IGNORED}; does the data set's table fit its files?")
     return {
-        "miou": 100 * total.miou(),
-        "pixel_accuracy": 100 * total.pixel_accuracy(),
-        "loss": loss / total.pixels(),
-        "images": int(count),
-        "iou": [None if iou != iou else 100 * iou for iou in total.iou().tolist()],  # NaN alone differs from itself
+        "miou": 100 * matrix.miou(),
+        "pixel_accuracy": 100 * matrix.pixel_accuracy(),
+        "loss": loss / matrix.pixels(),
+        "images": images,
+        "iou": [None if iou != iou else 100 * iou for iou in matrix.iou().tolist()],  # NaN alone differs from itself
     }
 
 
@@ -172,7 +188,7 @@ def segmentation_counts(
     matrices = []
     looks = {"window": window, "stride": stride, "flip": flip, "scales": scales}
     with evaluating(model) as device:
-        for scores, labels in _segmented(model, loader, device, progress, looks):
+        for scores, labels in segmented(model, loader, device, progress, looks):
             pairs = zip(predicted_classes(scores), labels, strict=True)
             matrices += [confusion(*pair, scores.shape[1]).cpu() for pair in pairs]
     if not matrices:
@@ -180,10 +196,17 @@ def segmentation_counts(
     return torch.stack(matrices)
 
 
-def _segmented(
+def segmented(
     model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], device: torch.device, progress: bool, looks: dict
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Scores (B, C, H, W) at the labels' resolution, and labels (B, H, W), batch by batch.
+
+    Args:
+        model: images to class scores, in evaluation mode.
+        loader: see :func:`evaluate_segmentation`.
+        device: of the model.
+        progress: show a progress bar.
+        looks: ``window``, ``stride``, ``flip`` and ``scales`` of :func:`dnc_lib.inference.segment`.
 
     Raises:
         ValueError: for labels that are not one map an image.

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
+from .evaluation import segmentation_measures, segmented
 from .exemplars import image_name
 from .inference import Size, segment
 from .metrics import IGNORED, ConfusionMatrix, confusion, predicted_classes
@@ -85,14 +85,8 @@ class SceneRecords:
         pixels that each class has."""
         total = ConfusionMatrix(self.counts.shape[1])
         total.matrix = torch.from_numpy(self.counts).long().sum(0)
-        return {
-            "miou": 100 * total.miou(),
-            "pixel_accuracy": 100 * total.pixel_accuracy(),
-            "loss": self.loss,
-            "images": len(self.counts),
-            "iou": [None if iou != iou else 100 * iou for iou in total.iou().tolist()],  # NaN differs from itself
-            "shares": (100 * total.matrix.sum(1) / total.pixels()).tolist(),
-        }
+        shares = (100 * total.matrix.sum(1) / total.pixels()).tolist()
+        return segmentation_measures(total, self.loss * total.pixels(), len(self.counts)) | {"shares": shares}
 
     def arrays(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """For ``np.savez_compressed``: ``counts``, ``names`` (N,) and ``labels`` (N, h, w); of scenes that differ in
@@ -131,13 +125,11 @@ def record_scenes(
     counts, maps, loss = [], [], 0.0
     looks = {"window": window, "stride": stride, "flip": flip, "scales": scales}
     with evaluating(model) as device:
-        for images, labels in tqdm(loader, unit=" batches", leave=False, disable=not progress):
-            labels, size = labels.to(device), tuple(labels.shape[1:])
-            scores = segment(model, images.to(device), size=size, **looks)
+        for scores, labels in segmented(model, loader, device, progress, looks):
             predicted = predicted_classes(scores)
             loss += F.cross_entropy(scores, labels.long(), ignore_index=IGNORED, reduction="sum").item()
             counts += [confusion(*pair, scores.shape[1]).cpu() for pair in zip(predicted, labels, strict=True)]
-            half = labels_at(predicted, tuple(max(1, side // 2) for side in size))
+            half = labels_at(predicted, tuple(max(1, side // 2) for side in labels.shape[1:]))
             maps += list(half.to(torch.uint8).cpu().numpy())
     if not counts:
         raise ValueError("the loader gave no images: nothing to record")

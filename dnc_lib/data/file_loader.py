@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class FileLoader(Passes):
 
     Args:
         views: of the data set.
-        stack: a list of views to (images (B, H, W, 3), labels), or to the first error among them.
+        stack: a list of views to (images (B, H, W, 3), labels), or to an error.
         batch_size: images a batch on this process.
         mean: (3,) on the scale 0..1.
         std: (3,).
@@ -93,7 +94,7 @@ class FileLoader(Passes):
             views,
             batch_sampler=self._plan,
             num_workers=workers,
-            collate_fn=stack,
+            collate_fn=partial(_first_error_or, stack),
             pin_memory=self.device.type == "cuda",
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # or each pass would draw from the caller's
@@ -130,6 +131,11 @@ class FileLoader(Passes):
         if images.dtype == torch.uint8:
             images = (images.float().div_(255) - self.mean) * self.scale
         return images.permute(0, 3, 1, 2), labels.long()
+
+
+def _first_error_or(stack: Callable[[list], tuple[Tensor, Tensor] | ValueError], items: list):
+    """The batch, or the first error among its views."""
+    return next((item for item in items if isinstance(item, ValueError)), None) or stack(items)
 
 
 class _Plan:

@@ -157,10 +157,8 @@ class Views(FileViews):
         return self.transform(picture), label
 
 
-def _stack(items: list) -> tuple[Tensor, Tensor] | ValueError:
-    """Images (B, S, S, 3) and labels (B,), or the first error."""
-    if error := next((item for item in items if isinstance(item, ValueError)), None):
-        return error
+def _stack(items: list) -> tuple[Tensor, Tensor]:
+    """Images (B, S, S, 3) and labels (B,)."""
     images, labels = zip(*items, strict=True)
     return torch.stack([image.permute(1, 2, 0) for image in images]), torch.tensor(labels)
 

@@ -104,9 +104,7 @@ class SceneViews(FileViews):
 
 
 def _stack(items: list) -> tuple[Tensor, Tensor] | ValueError:
-    """Images (B, h, w, 3) and masks (B, H, W), or the first error."""
-    if error := next((item for item in items if isinstance(item, ValueError)), None):
-        return error
+    """Images (B, h, w, 3) and masks (B, H, W), or what is wrong with their sizes."""
     sizes = [(tuple(image.shape[1:]), tuple(mask.shape)) for image, mask in items]
     if other := next((size for size in sizes if size != sizes[0]), None):
         (height, width), (other_height, other_width) = sizes[0][1], other[1]
