@@ -95,6 +95,8 @@ def _compare(options: argparse.Namespace) -> int:
         options.seeds,
         options.output,
         options.data_root,
+        also=options.also,
+        keep=options.keep,
         profile=options.profile,
         workers=options.workers,
         progress=not options.quiet,

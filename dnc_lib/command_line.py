@@ -41,6 +41,14 @@ def parser() -> argparse.ArgumentParser:
         help="a head, or fields that differ, or both: 'dnc momentum=0.99'; may be given again (the four heads)",
     )
     command.add_argument("--seeds", type=int, nargs="+", metavar="N", default=[0], help="of the trainings (0)")
+    command.add_argument(
+        "--also",
+        nargs="+",
+        metavar="DEED",
+        default=[],
+        help="measure again with sub-centroids estimated anew (refresh) or put at training images (anchor)",
+    )
+    command.add_argument("--keep", type=Path, metavar="DIR", help="a folder for the trained models")
     _add_manner(command)
     _add_fields(command)
 

@@ -3,15 +3,18 @@
 import json
 import statistics as moments
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from .anchoring import anchor
+from .checkpoints import save_model
 from .fitting import Fitting
-from .loading import Parts, build_model, make_card, make_loaders, prepare_data
+from .heads import SubCentroidHead
+from .loading import Parts, build_model, make_card, make_loader, make_loaders, prepare_data
 from .recipes import Recipe
 from .runs import held, peak_memory, warn_changed, write_json
 from .statistics import sign_flip
@@ -22,7 +25,13 @@ from .training import PROFILES, describe, make_accelerator
 _LEFT_OUT = ("epoch", "learning_rate")
 
 #: What the arms have in common: the data, prepared once, and what the comparison itself decides.
-_SHARED = ("name", "dataset", "reader", "image_size", "decoder", "validation", "train_limit", "precision", "seed")
+_SHARED = (
+    *("name", "dataset", "reader", "image_size", "decoder"),
+    *("validation", "train_limit", "leave_out", "precision", "seed"),
+)
+
+#: What may be done to the sub-centroids of a trained model, each by itself, and measured again.
+ALSO = ("refresh", "anchor")
 
 
 def compare(
@@ -32,6 +41,8 @@ def compare(
     output: str | Path,
     data_root: str | Path | None = None,
     *,
+    also: Sequence[str] = (),
+    keep: str | Path | None = None,
     profile: str = "full",
     workers: int = 0,
     progress: bool = True,
@@ -49,6 +60,10 @@ def compare(
         seeds: of the trainings.
         output: the manifest, a ``.json`` file.
         data_root: see :func:`dnc_lib.data.data_root`.
+        also: of trained models that have sub-centroids, measure again with those estimated anew from the training
+            images (``"refresh"``), or put at their nearest ones (``"anchor"``); a result has the score as
+            ``accuracy_refresh``, ``accuracy_anchor`` (of scenes ``miou_...``).
+        keep: a folder for the trained models, ``<arm>_seed<N>.safetensors``; none are kept without.
         profile: ``"full"``, or ``"smoke"`` for a try whose scores are no results.
         workers: processes that read pictures; images in memory need none.
         progress: show a bar, counted in trainings.
@@ -67,6 +82,8 @@ def compare(
     seeds, output = list(dict.fromkeys(seeds)), Path(output)
     if not arms or not seeds:
         raise ValueError("a comparison needs one arm and one seed or more")
+    if unknown := [each for each in also if each not in ALSO]:
+        raise ValueError(f"also must be of {', '.join(ALSO)}, got {unknown[0]!r}")
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
     recipes = _arms(recipe, arms)
@@ -91,7 +108,8 @@ def compare(
             warn_changed(file, manifest, f"the comparison in {output}")
         started = time.perf_counter()
         for seed, name in tqdm(wanted, unit=" trainings", disable=not progress, desc=recipe.name):
-            result = fit_once(recipes[name].replace(seed=seed), parts, accelerator, workers)
+            kept = keep and Path(keep) / f"{name.replace(' ', '_')}_seed{seed}.safetensors"
+            result = fit_once(recipes[name].replace(seed=seed), parts, accelerator, workers, also=also, keep=kept)
             manifest["results"].append({"arm": name, "seed": seed, **result})
             manifest |= summarize(manifest["results"], list(manifest["arms"]), metric)
             manifest["seconds"] = before + time.perf_counter() - started
@@ -100,21 +118,54 @@ def compare(
     return manifest
 
 
-def fit_once(recipe: Recipe, parts: Parts, accelerator: Accelerator, workers: int = 0) -> dict:
+def fit_once(
+    recipe: Recipe,
+    parts: Parts,
+    accelerator: Accelerator,
+    workers: int = 0,
+    *,
+    also: Sequence[str] = (),
+    keep: Path | None = None,
+) -> dict:
     """One training without a run folder: its last record, for scenes with the ``iou`` of each class, and with
-    ``start_kept`` where sub-centroids move."""
+    ``start_kept`` where sub-centroids move.
+
+    Args:
+        recipe: what to train.
+        parts: the data.
+        accelerator: device and precision.
+        workers: processes that read pictures.
+        also: see :func:`compare`.
+        keep: file for the trained model, without its memory.
+    """
     card = make_card(recipe, parts)
     loaders = make_loaders(recipe, parts, card, accelerator, workers)
     model = build_model(recipe, card, parts, accelerator)
     fitting = Fitting(recipe, model, loaders, accelerator, evaluate_every=0)
     fitting.fit()
+    task = fitting.task
     result = {key: value for key, value in fitting.curve[-1].items() if key not in _LEFT_OUT}
     judged, scores = loaders["held_out"] if recipe.validation else loaders["test"], fitting.held_out
     # Measured as `train` measures what it leaves: in full precision, and where a data set has validation images of
     # its own, on its test images.
     if recipe.precision != "no" or judged is not loaders["held_out"]:
-        scores = fitting.task.evaluate(model, judged, accelerator.reduce)
-    result |= {key: scores[key] for key in (*fitting.task.measures, *fitting.task.details)}
+        scores = task.evaluate(model, judged, accelerator.reduce)
+    if recipe.anchor:
+        _, moved = anchor(model, loaders["train_plain"])
+        result["anchoring"] = {"similarity": moved, "before": scores[task.metric]}
+        scores = task.evaluate(model, judged, accelerator.reduce)
+        result["anchoring"]["after"] = scores[task.metric]
+    result |= {key: scores[key] for key in (*task.measures, *task.details)}
+    if keep is not None:
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        save_model(model, card, keep, memory=False)
+    if also and isinstance(model.head, SubCentroidHead):
+        plain = make_loader(recipe, parts["train"], card, accelerator.device, workers=workers)
+        state = {key: value.clone() for key, value in model.head.state_dict().items()}
+        for each in also:
+            task.refresh(model, plain) if each == "refresh" else anchor(model, plain)
+            result[f"{task.metric}_{each}"] = task.evaluate(model, judged, accelerator.reduce)[task.metric]
+            model.head.load_state_dict(state)
     accelerator.free_memory()
     if recipe.head == "dnc":
         result["start_kept"] = recipe.start_kept(fitting.updates)

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 from tqdm import tqdm
 
+from .anchoring import anchor
 from .heads import SubCentroidHead
 from .loading import Loaders
 from .mixing import Mixer
@@ -121,7 +122,8 @@ class Fitting:
     @property
     def updates(self) -> int:
         """Steps of the whole training that may move the sub-centroids; on average, where batches are mixed."""
-        steps = max(self.recipe.epochs * self.steps - self.recipe.update_after, 0)
+        moving = self.recipe.epochs - max(self.recipe.refresh_epochs, self.recipe.anchor_epochs)
+        steps = max(moving * self.steps - self.recipe.update_after, 0) // self.recipe.update_every
         return steps if self.mixer is None else round(steps * (1 - self.recipe.mix_probability))
 
     def fit(
@@ -150,6 +152,8 @@ class Fitting:
                 self.clock.elsewhere += time.perf_counter() - started
                 self.curve[-1]["seconds"] = self.clock.seconds
                 self._elsewhere(after_epoch)
+        if self.recipe.head == "dnc":
+            self.model.head.frozen = False
         # Accelerate makes the model's forward autocast; what follows is measured in full precision.
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
@@ -191,6 +195,7 @@ class Fitting:
 
     def _train_epoch(self, bar: tqdm | None, after_step: Callable[[], None]) -> None:
         """The steps of this epoch that are not done yet."""
+        self._settle()
         self.wrapped.train()
         loader = self.loaders["train"]
         loader.epoch, loader.skip = self.epoch, self.step * self.recipe.accumulate
@@ -206,6 +211,25 @@ class Fitting:
                 bar.update(self.images_a_step)
             self._elsewhere(after_step)
         batches.close()
+
+    def _settle(self) -> None:
+        """In the last epochs, as far as the recipe says so: estimate the sub-centroids anew, or put them at training
+        images, before the first step, and let them stand still."""
+        recipe, head, left = self.recipe, self.model.head, self.recipe.epochs - self.epoch
+        if recipe.head != "dnc":
+            return
+        head.frozen = left <= max(recipe.refresh_epochs, recipe.anchor_epochs)
+        if not head.frozen or self.step:
+            return
+        started = time.perf_counter()
+        self.share_statistics()
+        if left <= recipe.refresh_epochs:
+            self.task.refresh(self.model, self.loaders["train_plain"])
+        if left <= recipe.anchor_epochs:
+            anchor(self.model, self.loaders["train_plain"])
+        if self.accelerator.num_processes > 1:
+            broadcast(head.subcentroids)
+        self.clock.elsewhere += time.perf_counter() - started
 
     def _elsewhere(self, deed: Callable[[], None]) -> None:
         """Do it, and count its time as none of the training's."""
@@ -250,7 +274,8 @@ class Fitting:
             self.scheduler.step()
         self.optimizer.zero_grad()
         self.clock.images += self.images_a_step
-        if not mixed and self.steps_done >= recipe.update_after:
+        moving = self.steps_done - recipe.update_after
+        if not mixed and moving >= 0 and moving % recipe.update_every == 0:
             self._update_head(seen)
 
     def _wait_for(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

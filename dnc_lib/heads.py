@@ -16,9 +16,13 @@ from .grouping import ClassTiles, block_length
 from .memory import EmbeddingMemory
 from .nearest_scores import nearest_scores
 from .sinkhorn import ASSIGNMENTS, all_finite, assign, check_labels
+from .spreading import check_spread, spread_out
 
 #: Rows scored at a time where every class is needed and no gradient is: bounds the (rows, C K) scores.
 CHUNK = 2048
+
+#: How similarities become scores: divided by a constant, or through a LayerNorm over the classes, which learns.
+SCALES = ("temperature", "layernorm")
 
 #: After the LayerNorm a row has length sqrt(D), unless its features are all but equal; below this, no direction.
 NO_DIRECTION = 1e-6
@@ -193,6 +197,11 @@ class SubCentroidHead(NormalizedHead):
         frozen: the sub-centroids never move: the control for whether moving them is worth anything.
         start: ``"random"`` directions, or ``"data"``: each sub-centroid takes the mean of the first samples
             assigned to it whole, and moves by momentum from then on.
+        spread: ``"centred"`` or ``"frame"`` keeps the sub-centroids apart after each update, see
+            :func:`dnc_lib.spreading.spread_out`; ``"none"`` leaves them where they are.
+        scale_by: ``"temperature"``, or ``"layernorm"``: the C similarities go through a LayerNorm with a learned gain
+            and bias, as in the released code. That learns 2C numbers of the classes, and the prediction need no
+            longer be the class of the nearest sub-centroid.
         ignore_index: label left out of updates.
         seed: of the random start and of random assignment, so that ranks and runs agree.
 
@@ -219,6 +228,8 @@ class SubCentroidHead(NormalizedHead):
         correct_only: bool = False,
         frozen: bool = False,
         start: str = "random",
+        spread: str = "none",
+        scale_by: str = "temperature",
         ignore_index: int = -100,
         seed: int = 0,
     ):
@@ -233,9 +244,13 @@ class SubCentroidHead(NormalizedHead):
             raise ValueError(f"start must be 'random' or 'data', got {start!r}")
         if not epsilon > 0 or iterations < 1:
             raise ValueError(f"epsilon must be positive and iterations 1 or more, got {epsilon} and {iterations}")
+        if scale_by not in SCALES:
+            raise ValueError(f"scale_by must be one of {', '.join(SCALES)}, got {scale_by!r}")
+        check_spread(spread, num_classes, num_subcentroids, dim)
         self.num_subcentroids, self.momentum = num_subcentroids, momentum
         self.assignment, self.epsilon, self.iterations = assignment, epsilon, iterations
         self.correct_only, self.frozen, self.start, self.seed = correct_only, frozen, start, seed
+        self.spread, self.class_norm = spread, nn.LayerNorm(num_classes) if scale_by == "layernorm" else None
         self.memory = EmbeddingMemory(0 if frozen else memory_size, dim)
         generator = torch.Generator().manual_seed(seed)
         origin = random_unit_vectors(num_classes, num_subcentroids, dim, generator=generator)
@@ -259,7 +274,11 @@ class SubCentroidHead(NormalizedHead):
         """Class scores: (..., D) -> (..., C), similarity to the nearest sub-centroid over the temperature."""
         x = self.embed(x)
         with torch.autocast(x.device.type, enabled=False):
-            return nearest_scores(x, self.subcentroids.to(x.dtype)) / self.temperature
+            return self._scaled(nearest_scores(x, self.subcentroids.to(x.dtype)))
+
+    def _scaled(self, nearest: Tensor) -> Tensor:
+        """Similarities (..., C) to each class's nearest sub-centroid, as scores."""
+        return nearest / self.temperature if self.class_norm is None else self.class_norm(nearest)
 
     @torch.no_grad()
     def update(self, x: Tensor, labels: Tensor) -> None:
@@ -299,7 +318,7 @@ class SubCentroidHead(NormalizedHead):
     def _learn(self, x: Tensor, labels: Tensor) -> None:
         """:meth:`update` on unit embeddings (N, D)."""
         if self.correct_only:
-            correct = self._nearest_class(x) == labels
+            correct = self._predicted(x) == labels
             x, labels = x[correct], labels[correct]
             if len(labels) == 0:
                 return
@@ -312,6 +331,8 @@ class SubCentroidHead(NormalizedHead):
             ours, theirs = index.split([len(labels), len(their_labels)])
             self._update_classes(present, (x, ours), (remembered, theirs))
         if not self.frozen:
+            if self.spread != "none":
+                self.subcentroids.copy_(spread_out(self.subcentroids, self.spread))
             self.memory.push(x, labels)
 
     def _update_classes(
@@ -408,11 +429,13 @@ class SubCentroidHead(NormalizedHead):
             group.add_sums(part, sums, counts)
         return sums, counts
 
-    def _nearest_class(self, x: Tensor) -> Tensor:
-        """Class of the nearest sub-centroid for unit embeddings (N, D) -> (N,), a chunk of rows at a time."""
+    def _predicted(self, x: Tensor) -> Tensor:
+        """Predicted class of unit embeddings (N, D) -> (N,), a chunk of rows at a time."""
         vectors = self.subcentroids.flatten(0, 1)
-        nearest = [F.linear(part, vectors).argmax(1) for part in x.split(CHUNK)]
-        return torch.cat(nearest) // self.num_subcentroids
+        if self.class_norm is None:
+            nearest = [F.linear(part, vectors).argmax(1) for part in x.split(CHUNK)]
+            return torch.cat(nearest) // self.num_subcentroids
+        return torch.cat([self._scaled(nearest_scores(part, self.subcentroids)).argmax(1) for part in x.split(CHUNK)])
 
     def usage(self) -> Tensor:
         """Share of a class's training samples whose nearest own sub-centroid this is: (C, K), counted since the
@@ -446,6 +469,7 @@ class SubCentroidHead(NormalizedHead):
         parts = [super().extra_repr(), f"num_subcentroids={self.num_subcentroids}", f"momentum={self.momentum}"]
         parts += [f"temperature={self.temperature}", f"assignment={self.assignment!r}"]
         parts += ["correct_only=True"] * self.correct_only + ["frozen=True"] * self.frozen
+        parts += [f"spread={self.spread!r}"] * (self.spread != "none")
         return ", ".join(parts)
 
 

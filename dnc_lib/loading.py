@@ -56,6 +56,8 @@ def prepare_data(recipe: Recipe, data_root: str | Path | None = None, *, downloa
         else:
             train, test = load(recipe.dataset, data_root, image_size=recipe.image_size, download=download)
         parts = {"train": train, "test": test}
+        if recipe.leave_out:
+            parts = {name: data.without(recipe.leave_out) for name, data in parts.items()}
     if recipe.validation:
         parts["train"], parts["validation"] = parts["train"].split(recipe.validation)
     if recipe.train_limit:
@@ -215,7 +217,9 @@ def make_loaders(
             f"Mixup and CutMix need an even number of images a process and pass, got {images}: change batch_size"
         )
     loaders["held_out"] = loaders.get("validation", loaders["test"])
-    if recipe.refresh:  # whole on every process, so that all estimate the same sub-centroids
+    if (
+        recipe.refresh or recipe.refresh_epochs or recipe.anchor
+    ):  # whole on every process, so that all estimate the same sub-centroids
         loaders["train_plain"] = loader("train")
     return loaders
 

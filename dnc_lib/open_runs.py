@@ -19,10 +19,7 @@ from .exemplars import Exemplars, check_head, find_exemplars, image_name, model_
 from .loading import Data, Loader, Parts, make_loader, prepare_data
 from .models import Model, Segmenter
 from .recipes import Recipe
-from .runs import Run, write_json
-
-#: The file in a run folder that keeps what :func:`~dnc_lib.exemplars.find_exemplars` found.
-EXEMPLARS = "exemplars.json"
+from .runs import EXEMPLARS, Run, write_json
 
 
 @dataclass

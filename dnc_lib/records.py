@@ -18,7 +18,9 @@ from .recipes import Recipe, parse_arm
 SCHEMA = Path(__file__).with_name("schemas") / "manifest.json"
 
 _OWN = ("name", "head", "seed")  # fields that name a training; all others describe it
-_FEW = {"softmax": (), "cosine": ("temperature",), "frozen": ("num_subcentroids", "temperature")}
+_FEW = {"softmax": (), "cosine": ("temperature",), "frozen": ("num_subcentroids", "temperature", "scale_by")}
+#: What says when and how sub-centroids move, besides the settings of their head.
+_UPDATES = {"update_after", "update_every", "refresh", "refresh_epochs", "anchor", "anchor_epochs", "pixels"}
 _APART = {"validation": "{} training images held out", "train_limit": "trained on {} images"}
 _WRITERS = "`dnc train` and `dnc compare` write manifests"
 
@@ -57,8 +59,8 @@ class Record:
 def load_results(folder: str | Path) -> list[Record]:
     """Every full training recorded in a folder of manifests; smoke runs are left out.
 
-    Those in its folder ``screening``, and those trained on part of the training images, are marked ``apart``. Other
-    folders in it hold records of another kind.
+    Those in its folder ``screening``, and those trained on another part of the training images than their recipe
+    says, are marked ``apart``. Other folders in it hold records of another kind.
 
     Args:
         folder: of ``.json`` files.
@@ -161,9 +163,7 @@ def arm_fields(head: str) -> tuple[str, ...]:
     """The fields of a recipe that matter to this head and to nothing else in a training."""
     if head in _FEW:
         return _FEW[head]
-    wanted = {*Recipe(name="", dataset="", backbone="").head_settings(), "update_after", "refresh", "pixels"} - set(
-        _OWN
-    )
+    wanted = {*Recipe(name="", dataset="", backbone="").head_settings()} - set(_OWN) | _UPDATES
     return tuple(field.name for field in dataclasses.fields(Recipe) if field.name in wanted)
 
 
@@ -196,7 +196,7 @@ def _record(fields: dict, outcome: dict, manifest: dict, file: str, apart: str) 
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     base, code = _base(fields["name"]), manifest["code"]
-    reasons = [apart, *(text.format(fields[field]) for field, text in _APART.items() if fields[field])]
+    reasons = [apart, *(text.format(fields[field]) for field, text in _APART.items() if fields[field] != base[field])]
     return Record(
         recipe=_recipe(fields, base),
         dataset=fields["dataset"],

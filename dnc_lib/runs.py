@@ -19,6 +19,9 @@ from .models import Model
 from .recipes import Recipe
 
 MANIFEST, METRICS, MODEL, BEST = "manifest.json", "metrics.jsonl", "model.safetensors", "best.safetensors"
+
+#: Which training image or pixel each sub-centroid stands for, once that was asked.
+EXEMPLARS = "exemplars.json"
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "safetensors")
 
 

@@ -11,12 +11,25 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from tqdm import tqdm
 
+from .anchoring import anchor
 from .checkpoints import ModelCard, save_model
 from .fitting import LOOK_EVERY, Fitting
 from .loading import Parts, build_model, make_card, make_loaders, prepare_data
 from .recipes import Recipe
 from .recipes.base import START_KEPT
-from .runs import BEST, METRICS, MODEL, Run, describe_code, describe_machine, held, peak_memory, warn_changed
+from .runs import (
+    BEST,
+    EXEMPLARS,
+    METRICS,
+    MODEL,
+    Run,
+    describe_code,
+    describe_machine,
+    held,
+    peak_memory,
+    warn_changed,
+    write_json,
+)
 from .signals import Stopped, watch_for_stop
 from .snapshots import Snapshots
 
@@ -56,7 +69,9 @@ def train(
 
     Returns:
         The run; ``run.manifest["final"]`` has the last epoch's scores on the test images, in percent: ``accuracy``,
-        or for scenes ``miou`` and ``pixel_accuracy``, with the ``iou`` of each class.
+        or for scenes ``miou`` and ``pixel_accuracy``, with the ``iou`` of each class. Where the recipe anchors,
+        ``run.manifest["anchoring"]`` has the score ``before`` and ``after``, and the mean ``similarity`` of a
+        sub-centroid to the image that it was put at; the run folder keeps which images they are.
 
     Raises:
         FileExistsError: where the run folder holds a run and ``resume`` is off.
@@ -105,8 +120,16 @@ def train(
         started = time.perf_counter()
         if recipe.refresh and recipe.head == "dnc":  # frozen sub-centroids never move
             run.manifest["refresh"] = _refresh(fitting)
-        task = fitting.task
+        task, exemplars = fitting.task, None
         final = task.evaluate(model, loaders["test"], accelerator.reduce)
+        if recipe.anchor:
+            exemplars, moved = anchor(model, loaders["train_plain"])
+            before, final = final, task.evaluate(model, loaders["test"], accelerator.reduce)
+            run.manifest["anchoring"] = {
+                "similarity": moved,
+                "before": before[task.metric],
+                "after": final[task.metric],
+            }
         fitting.clock.elsewhere += time.perf_counter() - started
 
         best = max((each for each in fitting.curve if task.metric in each), key=lambda each: each[task.metric])
@@ -119,6 +142,8 @@ def train(
         }
         if accelerator.is_main_process:
             save_model(model, card, run.folder / MODEL)
+            if exemplars is not None:
+                write_json(exemplars.to_dict(), run.folder / EXEMPLARS)
             run.save_manifest()
             snapshots.remove()
         accelerator.wait_for_everyone()

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from .arrays import LabelledImages
 from .cifar import load_cifar
+from .coarse import COARSE, merged
 from .embedded import load_digits
 from .folders import load_folders
 from .loader import DeviceLoader
 
 #: Data sets with a loader of their own. Any other name is a folder of class folders under the data root.
-NAMES = ("digits", "cifar10", "cifar100")
+NAMES = ("digits", "cifar10", "cifar100", *COARSE)
 
 __all__ = ["NAMES", "DeviceLoader", "LabelledImages", "data_root", "load"]
 
@@ -30,7 +31,8 @@ def load(
     """Training and test images of a data set.
 
     Args:
-        name: ``digits`` (embedded), ``cifar10``, ``cifar100``, or the name of a folder under the root that holds
+        name: ``digits`` (embedded), ``cifar10``, ``cifar100``, with merged classes ``cifar10_coarse`` (vehicles and
+            animals) and ``cifar100_coarse`` (20 superclasses), or the name of a folder under the root that holds
             ``train/<class>/*`` and ``test/<class>/*`` (or ``val``).
         root: see :func:`data_root`.
         image_size: side to which images of a folder are brought; needed where they differ in size.
@@ -55,6 +57,9 @@ def _load(name: str, where: Path, image_size: int | None, download: bool) -> tup
         return load_digits()
     if name in ("cifar10", "cifar100"):
         return load_cifar(name, where, download=download)
+    if name in COARSE:
+        fine, groups = COARSE[name]
+        return tuple(merged(part, groups) for part in load_cifar(fine, where, download=download))
     if name and (where / name / "train").is_dir():
         return load_folders(where / name, image_size=image_size)
     near = difflib.get_close_matches(name, NAMES, n=1)

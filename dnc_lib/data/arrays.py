@@ -1,6 +1,7 @@
 """A labelled set of images of one size, held in memory as uint8."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -54,6 +55,27 @@ class Labelled(Drawn):
 
     def _order(self, seed: int) -> Tensor:
         return balanced_order(self.labels, self.num_classes, seed)
+
+    def without(self, left_out: Sequence[int]) -> Self:
+        """The images of the other classes, which close ranks: their labels count from 0 again.
+
+        Args:
+            left_out: class numbers.
+
+        Raises:
+            ValueError: for a class that does not exist, or where none would be left.
+        """
+        if wrong := [c for c in left_out if not 0 <= c < self.num_classes]:
+            raise ValueError(f"{self.name}: there is no class {wrong[0]} to leave out of {self.num_classes}")
+        stays = torch.ones(self.num_classes, dtype=torch.bool)
+        stays[list(left_out)] = False
+        index = stays[self.labels].nonzero().squeeze(1)
+        if len(index) == 0:
+            raise ValueError(f"{self.name}: no image is left without the classes {', '.join(map(str, left_out))}")
+        rest = self.subset(index)
+        ranks = stays.cumsum(0) - 1
+        classes = tuple(name for name, kept in zip(self.classes, stays.tolist(), strict=True) if kept)
+        return replace(rest, labels=ranks[rest.labels], classes=classes)
 
 
 @dataclass(frozen=True, eq=False)

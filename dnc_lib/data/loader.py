@@ -28,6 +28,9 @@ class Passes:
         epoch: how many shuffled passes were finished; set it to repeat one.
         skip: batches to leave out at the beginning of the next pass, unread: a run resumed within an epoch goes on
             where it was. It is 0 again after that pass.
+        only: numbers of the images (M,) that the next unshuffled pass is about, in this order; None, which it is
+            again after that pass, for all.
+        data: the data set.
 
     Raises:
         ValueError: for settings out of range.
@@ -43,6 +46,7 @@ class Passes:
             raise ValueError(f"{data.name}: {len(data)} images cannot be shared out over {world_size} processes")
         self.num_images, self.batch_size, self.shuffle, self.seed = len(data), batch_size, shuffle, seed
         self.rank, self.world_size, self.epoch, self.skip = rank, world_size, 0, 0
+        self.data, self.only = data, None
 
     def __len__(self) -> int:
         share = len(range(self.rank, self.num_images, self.world_size))
@@ -59,7 +63,7 @@ class Passes:
         """The image numbers of each batch of the next pass, without those skipped."""
         if not 0 <= self.skip <= len(self):
             raise ValueError(f"skip must be 0 to {len(self)}, the batches of a pass, got {self.skip}")
-        order = torch.arange(self.num_images)
+        order = torch.arange(self.num_images) if self.only is None else self.only
         if self.shuffle:
             order = torch.randperm(self.num_images, generator=generator)
             order = order[: self.num_images // self.world_size * self.world_size]
@@ -67,7 +71,7 @@ class Passes:
 
     def _finish(self) -> None:
         """What a pass leaves behind."""
-        self.skip = 0
+        self.skip, self.only = 0, None
         if self.shuffle:
             self.epoch += 1
 

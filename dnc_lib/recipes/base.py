@@ -7,9 +7,10 @@ import math
 import re
 from dataclasses import dataclass
 
-from ..heads import HEADS
+from ..heads import HEADS, SCALES
 from ..metrics import IGNORED
 from ..sinkhorn import ASSIGNMENTS
+from ..spreading import SPREADS
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("step", "one_cycle", "cosine", "poly", "constant")
@@ -25,13 +26,18 @@ _CHOICES = {
     "schedule": SCHEDULES,
     "assignment": ASSIGNMENTS,
     "start": ("random", "data"),
+    "spread": SPREADS,
+    "scale_by": SCALES,
     "precision": PRECISIONS,
 }
 _RANGES = (
     (
         "1 or more",
         lambda x: x >= 1,
-        ("epochs", "evaluate_every", "batch_size", "accumulate", "num_subcentroids", "channels", "pixels"),
+        (
+            *("epochs", "evaluate_every", "batch_size", "accumulate", "num_subcentroids", "channels", "pixels"),
+            "update_every",
+        ),
     ),
     (
         "0 or more",
@@ -47,6 +53,8 @@ _RANGES = (
                 "train_limit",
                 "auxiliary",
                 "image_size",
+                "anchor_epochs",
+                "refresh_epochs",
             ),
         ),
     ),
@@ -137,10 +145,19 @@ class Recipe:
         correct_only: only correctly classified samples enter update and memory.
         start: ``random`` or ``data``.
         pixels: for scenes, how many of each class and image enter the update, at most.
+        spread: ``centred`` or ``frame`` keeps the sub-centroids apart, ``none`` does not.
+        scale_by: scores are similarities over the ``temperature``, or through a ``layernorm`` over the classes that
+            learns (as released).
         update_after: optimiser steps during which the sub-centroids stand still.
+        update_every: optimiser steps from one update of the sub-centroids to the next.
+        refresh_epochs: in each of the last so many epochs they are estimated anew from all training images at its
+            beginning, and stand still.
+        anchor_epochs: the same, but each is put at the embedding of its nearest training image.
+        anchor: after training, put each at the embedding of its nearest training image and keep which it is.
         refresh: after training, estimate them anew; kept only where the held-out score does not fall.
         validation: training images held out, in the place of a data set's own validation images; 0 for none.
         train_limit: train on so many images, classes even (scenes: at random); 0 for all.
+        leave_out: numbers of classes that are left out, in training and test; the others close ranks.
         precision: ``no``, ``bf16`` or ``fp16``.
         compile: let torch compile the model.
     """
@@ -202,10 +219,17 @@ class Recipe:
     pixels: int = 20
     correct_only: bool = False
     start: str = "random"
+    spread: str = "none"
+    scale_by: str = "temperature"
     update_after: int = 0
+    update_every: int = 1
+    refresh_epochs: int = 0
+    anchor_epochs: int = 0
+    anchor: bool = False
     refresh: bool = False
     validation: int = 0
     train_limit: int = 0
+    leave_out: tuple[int, ...] = ()
     precision: str = "no"
     compile: bool = False
 
@@ -222,6 +246,17 @@ class Recipe:
                     raise ValueError(f"{field} must be {rule}, got {getattr(self, field)}")
         if self.refresh and not self.validation:
             raise ValueError("refresh needs held-out images to judge it by: set validation to their number")
+        for field in ("anchor_epochs", "refresh_epochs"):
+            if getattr(self, field) > self.epochs:
+                raise ValueError(f"{field} {getattr(self, field)} are more than the {self.epochs} epochs there are")
+        if self.head != "dnc" and (self.anchor or self.anchor_epochs or self.refresh_epochs):
+            raise ValueError(f"head {self.head} has no sub-centroids that move: to anchor or estimate some, take dnc")
+        if self.anchor_epochs and not self.anchor:
+            raise ValueError("anchor_epochs ends in anchored sub-centroids: set anchor too")
+        if len(set(self.leave_out)) < len(self.leave_out) or min(self.leave_out, default=0) < 0:
+            raise ValueError(f"leave_out must be different class numbers from 0, got {self.leave_out}")
+        if self.leave_out and self.reader == "scenes":
+            raise ValueError("leave_out is for whole images, not for scenes: their pixels of a class have no images")
         self._check_reader()
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} cannot be cut into {self.accumulate} equal parts")
@@ -277,12 +312,14 @@ class Recipe:
     def head_settings(self) -> dict:
         """The fields that concern the head."""
         names = ("num_subcentroids", "momentum", "temperature", "memory_size", "assignment", "epsilon")
-        settings = {name: getattr(self, name) for name in (*names, "correct_only", "start", "seed")}
+        names = (*names, "correct_only", "start", "spread", "scale_by", "seed")
+        settings = {name: getattr(self, name) for name in names}
         return settings | ({"ignore_index": IGNORED} if self.decoder else {})
 
     def start_kept(self, updates: int) -> float:
         """Weight of a sub-centroid's random start after so many updates: momentum to their number."""
-        return 0.0 if self.start == "data" and updates > 0 else self.momentum**updates
+        estimated = self.refresh_epochs > 0 or self.anchor or (self.start == "data" and updates > 0)
+        return 0.0 if estimated else self.momentum**updates
 
     def to_dict(self) -> dict:
         """Plain values, for a manifest; :meth:`from_dict` reads them back."""
