@@ -6,6 +6,9 @@ from torch import Tensor
 
 SPREADS = ("none", "centred", "frame")
 
+#: Unit vectors that lie no farther from their mean than this are alike, but for rounding.
+SAME = 1e-5
+
 
 @torch.no_grad()
 def spread_out(subcentroids: Tensor, how: str) -> Tensor:
@@ -31,7 +34,7 @@ def spread_out(subcentroids: Tensor, how: str) -> Tensor:
     if how == "centred" and len(flat) > 1:
         moved = flat - flat.mean(0)
         length = torch.linalg.vector_norm(moved, dim=-1, keepdim=True)
-        flat = torch.where(length > 0, F.normalize(moved, dim=-1), flat)  # all alike: there is no way apart
+        flat = torch.where(length > SAME, F.normalize(moved, dim=-1), flat)  # all alike: there is no way apart
     elif how == "frame":
         left, _, right = torch.linalg.svd(flat, full_matrices=False)
         flat = left @ right

@@ -23,7 +23,7 @@ def pretended(monkeypatch):
     """Trainings that take no time: the accuracy tells arm and seed. Gives the list of those done."""
     done = []
 
-    def pretend(recipe, *_):
+    def pretend(recipe, *_, **__):
         done.append((recipe.head, recipe.num_subcentroids, recipe.seed))
         return {"accuracy": 90.0 + recipe.seed + (recipe.head == "dnc"), "seconds": 1.0}
 
@@ -84,10 +84,10 @@ def test_it_goes_on_with_what_is_missing(tmp_path, pretended):
 def test_a_crash_loses_one_training(tmp_path, monkeypatch, pretended):
     pretend = comparisons.fit_once
 
-    def fails(recipe, *words):
+    def fails(recipe, *words, **settings):
         if recipe.seed == 1:
             raise KeyboardInterrupt
-        return pretend(recipe, *words)
+        return pretend(recipe, *words, **settings)
 
     monkeypatch.setattr(comparisons, "fit_once", fails)
     with pytest.raises(KeyboardInterrupt):

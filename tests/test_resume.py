@@ -90,6 +90,8 @@ def test_a_crash_after_any_step(tmp_path, monkeypatch, step):
         {"head": "cosine", "schedule": "poly"},
         {"precision": "bf16"},
         {"validation": 100, "refresh": True},
+        {"anchor": True, "anchor_epochs": 2, "refresh_epochs": 3, "update_every": 2},
+        {"spread": "frame", "num_subcentroids": 2, "scale_by": "layernorm", "refresh_epochs": 1},
     ],
 )
 def test_a_crash_under_every_setting(tmp_path, monkeypatch, changes):

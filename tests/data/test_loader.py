@@ -213,3 +213,10 @@ def test_images_need_not_be_square():
 def test_settings_out_of_range(noise, settings, message):
     with pytest.raises(ValueError, match=message):
         DeviceLoader(noise(8), mean=MEAN, std=STD, **settings)
+
+
+def test_a_pass_over_some_images_in_the_order_asked_for():
+    loader = DeviceLoader(numbered(12), 3, MEAN, STD)
+    loader.only = torch.tensor([7, 2, 5, 11])
+    assert [labels.tolist() for _, labels in loader] == [[7, 2, 5], [11]]
+    assert seen(loader) == list(range(12))  # the pass after it is whole again
