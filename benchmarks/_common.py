@@ -20,6 +20,8 @@ ASSIGNMENT_SHAPES = {
 ASSIGNMENT_GPU = {10: 0.9, 100: 0.9, 1000: 30.0}
 #: The whole of ``update``, from raw features: it may never cost more than the loop does.
 ASSIGNMENT_RAW = 0.9
+#: Anchoring, which finds images and embeds them again, may take so many times an evaluation pass.
+ANCHORING_AT_MOST = 1.1
 #: A DNC training step may take so many times the softmax step of the same network.
 STEP_AT_MOST = 1.05
 #: The same for a segmenter; and what a DNC step may hold at its peak, in times of what softmax's holds.

@@ -1,12 +1,14 @@
 """Trained models that ship with the package."""
 
 import difflib
+import json
 from importlib import resources
 from pathlib import Path
 
 import torch
 
 from .checkpoints import ModelCard, read_model
+from .exemplars import Exemplars
 from .models import ImageClassifier
 
 
@@ -27,15 +29,36 @@ def load_pretrained(name: str, device: str | torch.device = "cpu") -> ImageClass
     Raises:
         ValueError: for an unknown name, with the nearest one.
     """
-    names = available()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"unknown pretrained model {name!r}.{hint} There are: {', '.join(names) or 'none'}")
+    _check(name)
     with resources.as_file(resources.files("dnc_lib") / "weights" / f"{name}.safetensors") as path:
         model, card = read_model(Path(path), device)
     model.card = card
     return model
 
 
-__all__ = ["ModelCard", "available", "load_pretrained"]
+def pretrained_exemplars(name: str) -> Exemplars:
+    """Which training image each sub-centroid of such a model stands for, as :func:`dnc_lib.explain.explain` wants it.
+
+    Args:
+        name: see :func:`load_pretrained`.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest one, or a model without sub-centroids.
+    """
+    _check(name)
+    path = resources.files("dnc_lib") / "weights" / f"{name}.exemplars.json"
+    if not path.is_file():
+        raise ValueError(f"{name} has no sub-centroids that an image could stand for")
+    return Exemplars.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _check(name: str) -> None:
+    """Raise ``ValueError`` for a name that no shipped model has."""
+    names = available()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown pretrained model {name!r}.{hint} There are: {', '.join(names) or 'none'}")
+
+
+__all__ = ["ModelCard", "available", "load_pretrained", "pretrained_exemplars"]

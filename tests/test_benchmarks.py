@@ -16,8 +16,9 @@ from dnc_lib.metrics import IGNORED
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 SCENES = "digit_scenes_fcn"
 #: So small a step may miss its bound: the update costs as much as the network, a call as much as what it counts.
-MAY_MISS = ("bench_step.py", "bench_segmentation.py", "bench_confusion.py")
+MAY_MISS = ("bench_anchoring.py", "bench_step.py", "bench_segmentation.py", "bench_confusion.py")
 TINY = {
+    "bench_anchoring.py": ["--images", "100", "--recipe", "digits_resnet8", "--rounds", "1"],
     "bench_assignment.py": ["--shape", "3", "60", "16", "--rounds", "1"],
     "bench_confusion.py": ["--scene", "3", "20", "30", "--rounds", "1"],
     "bench_memory.py": ["--size", "300", "--dim", "16", "--classes", "5", "--batch", "20"],

@@ -10,6 +10,7 @@ from dnc_lib import load_pretrained, pretrained
 from dnc_lib.checkpoints import read_model
 from dnc_lib.data import DeviceLoader
 from dnc_lib.evaluation import evaluate
+from dnc_lib.exemplars import find_exemplars, model_digest
 from dnc_lib.pretrained import available
 
 NAME = "cifar10_resnet20_dnc"
@@ -102,3 +103,33 @@ def test_without_the_folder_there_is_nothing_but_no_crash(monkeypatch, tmp_path)
     assert available() == []
     with pytest.raises(ValueError, match=r"unknown pretrained model 'a'. There are: none"):
         load_pretrained("a")
+
+
+@shipped
+def test_the_shipped_exemplars_are_of_the_shipped_model():
+    exemplars = pretrained.pretrained_exemplars(NAME)
+    assert exemplars.model == model_digest(load_pretrained(NAME))
+    assert exemplars.data == the_manifest()["data"]["train"]["digest"]
+    assert list(exemplars.classes) == CLASSES
+    images = [case.image for own in exemplars.cases for case in own]
+    assert len(set(images)) == 40
+
+
+@shipped
+def test_the_shipped_exemplars_are_what_the_search_finds(cifar10):
+    """Among 400 training images that hold all of them: each is found again, at the similarity it says."""
+    exemplars, model = pretrained.pretrained_exemplars(NAME), load_pretrained(NAME)
+    train, _ = cifar10
+    theirs = torch.tensor([[case.image for case in own] for own in exemplars.cases])
+    some = torch.cat([theirs.flatten(), torch.arange(0, 50_000, 139)]).unique()
+    part = train.subset(some)
+    found = find_exemplars(model, DeviceLoader(part, 250, model.card.mean, model.card.std), part)
+    again = torch.tensor([[some[case.image] for case in own] for own in found.cases])
+    assert torch.equal(again, theirs)
+    said = [case.similarity for own in exemplars.cases for case in own]
+    assert [case.similarity for own in found.cases for case in own] == pytest.approx(said, abs=1e-3)
+
+
+def test_an_unknown_name_has_no_exemplars():
+    with pytest.raises(ValueError, match="unknown pretrained model 'cifar10_resnet20'. Did you mean"):
+        pretrained.pretrained_exemplars("cifar10_resnet20")
