@@ -130,8 +130,9 @@ _PAGE = Template("""
 #$name svg { width: 100%; background: #fff; border: 1px solid #ccc; border-radius: 4px; touch-action: manipulation; }
 #$name circle { cursor: pointer; stroke: #fff; stroke-width: .25; }
 #$name circle.wrong { stroke: #000; stroke-width: .55; }
-#$name .chosen { stroke: #000; stroke-width: .9; }
-#$name path { fill: none; stroke-width: .7; }
+#$name circle.chosen { stroke: #000; stroke-width: .9; r: 1.8px; }
+#$name path, #$name line { pointer-events: none; }
+#$name path { fill: #fff; stroke-width: .6; }
 #$name .link { stroke: #000; stroke-width: .45; }
 #$name .link.second { stroke-dasharray: 1.2 1; }
 #$name .panel { flex: 0 1 17rem; font-size: .9rem; line-height: 1.4; }
@@ -163,16 +164,16 @@ cases: sub-centroids, shown by a training image each. Lines go to the nearest ca
     for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
     return into.appendChild(node);
   };
+  const dots = data.dots.map(([x, y, label, first], i) => {
+    const wrong = data.cases[first][2] !== label;
+    const dot = make("circle", svg, {cx: x, cy: y, r: 1, fill: data.colours[label], class: wrong ? "wrong" : ""});
+    for (const event of ["pointerenter", "click"]) dot.addEventListener(event, () => show(i));
+    return dot;
+  });
   const lines = ["link second", "link"].map(name => make("line", svg, {class: name, visibility: "hidden"}));
   for (const [x, y, c] of data.cases)
     make("path", svg, {d: `M$${x} $${y - 1.6}L$${x + 1.6} $${y}L$${x} $${y + 1.6}L$${x - 1.6} $${y}Z`,
                        stroke: data.colours[c]});
-  const dots = data.dots.map(([x, y, label, first], i) => {
-    const wrong = data.cases[first][2] !== label;
-    const dot = make("circle", svg, {cx: x, cy: y, r: 1.15, fill: data.colours[label], class: wrong ? "wrong" : ""});
-    for (const event of ["pointerenter", "click"]) dot.addEventListener(event, () => show(i));
-    return dot;
-  });
   const picture = (sheet, i, words) => {
     const figure = document.createElement("figure"), image = figure.appendChild(document.createElement("div"));
     const [row, column] = [Math.floor(i / data.columns), i % data.columns], rows = data.rows[sheet];

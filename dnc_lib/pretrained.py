@@ -8,8 +8,12 @@ from pathlib import Path
 import torch
 
 from .checkpoints import ModelCard, read_model
-from .exemplars import Exemplars
+from .data import DeviceLoader, LabelledImages
+from .exemplars import Exemplars, find_exemplars
 from .models import ImageClassifier
+
+#: Images at a time where exemplars are searched.
+BATCH = 250
 
 
 def available() -> list[str]:
@@ -36,11 +40,13 @@ def load_pretrained(name: str, device: str | torch.device = "cpu") -> ImageClass
     return model
 
 
-def pretrained_exemplars(name: str) -> Exemplars:
+def pretrained_exemplars(name: str, train: LabelledImages | None = None) -> Exemplars:
     """Which training image each sub-centroid of such a model stands for, as :func:`dnc_lib.explain.explain` wants it.
 
     Args:
         name: see :func:`load_pretrained`.
+        train: the training images at hand. A data set may lie on disk in another order than the one that the numbers
+            of the shipped exemplars count in; then they are found anew among these, in a pass over all of them.
 
     Raises:
         ValueError: for an unknown name, with the nearest one, or a model without sub-centroids.
@@ -49,7 +55,11 @@ def pretrained_exemplars(name: str) -> Exemplars:
     path = resources.files("dnc_lib") / "weights" / f"{name}.exemplars.json"
     if not path.is_file():
         raise ValueError(f"{name} has no sub-centroids that an image could stand for")
-    return Exemplars.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    shipped = Exemplars.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    if train is None or train.digest() == shipped.data:
+        return shipped
+    model = load_pretrained(name)
+    return find_exemplars(model, DeviceLoader(train, BATCH, model.card.mean, model.card.std), train)
 
 
 def _check(name: str) -> None:
