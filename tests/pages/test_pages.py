@@ -179,6 +179,47 @@ def test_search_finds(browser):
     assert not browser.complaints()
 
 
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_the_map_of_embeddings_answers_without_a_kernel(browser, size):
+    """Pointing at a dot, tapping it and the arrow keys each show its image and the two nearest cases, in words too."""
+    path = HTML / "book" / "explorer.html"
+    whole = path.stat().st_size + sum(file.stat().st_size for file in (HTML / "_images").glob("explorer*"))
+    assert whole < 3_000_000, "a page is to stay below 3 MB"
+    browser.resize(*size)
+    browser.open(path.as_uri())
+    found = browser.run(
+        """const root = document.querySelector(".dnc-explorer"), dots = [...root.querySelectorAll("circle")];
+        const look = () => ({
+          pictures: [...root.querySelectorAll(".picture")].map(part => part.style.backgroundPosition),
+          words: root.querySelector(".words").textContent,
+          captions: [...root.querySelectorAll("figcaption")].map(part => part.textContent),
+          lines: [...root.querySelectorAll("line")].map(line => line.getAttribute("visibility")),
+          chosen: dots.findIndex(dot => dot.classList.contains("chosen"))});
+        const told = [look()];
+        dots[7].dispatchEvent(new PointerEvent("pointerenter")); told.push(look());
+        dots[200].dispatchEvent(new MouseEvent("click")); told.push(look());
+        root.querySelector("svg").dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowLeft"})); told.push(look());
+        const sheets = [...root.querySelectorAll(".picture")].map(part => getComputedStyle(part).backgroundImage);
+        await Promise.all(sheets.map(sheet => { const image = new Image();
+          image.src = sheet.slice(5, -2); return image.decode(); }));
+        return {told, count: dots.length, wrong: dots.filter(dot => dot.classList.contains("wrong")).length};"""
+    )
+    before, pointed, tapped, stepped = found["told"]
+    assert before["chosen"] == -1
+    assert not before["pictures"]
+    assert [each["chosen"] for each in (pointed, tapped, stepped)] == [7, 200, 199]
+    for each in (pointed, tapped, stepped):
+        assert len(each["pictures"]) == 3
+        assert each["lines"] == ["visible", "visible"]
+        test, first, second = each["captions"]
+        truth, near, other = test.split(": ")[1], first.split(": ")[1], second.split(": ")[1]
+        assert near.split(",")[0] != other.split(",")[0]
+        assert float(near.split()[-1]) > float(other.split()[-1])
+        assert each["words"].endswith("right." if near.split(",")[0] == truth else f"wrong, it is {truth}.")
+    assert 0 < found["wrong"] < found["count"] == 300
+    assert not browser.complaints()
+
+
 def test_no_address_but_links():
     """No page names a script, style, font or image elsewhere, whether or not the browser would fetch it."""
     pattern = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=["'](?:https?:)?//[^"']+""")
