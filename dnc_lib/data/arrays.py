@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -130,6 +131,10 @@ class LabelledImages(Labelled):
 
     def digest(self) -> str:
         """SHA-256 of images and labels, the first 16 digits: names the data in a manifest."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:  # of 50,000 images it takes half a second, and anchoring asks again and again
         sha = hashlib.sha256(str(tuple(self.images.shape)).encode())
         sha.update(self.images.contiguous().numpy())
         sha.update(self.labels.contiguous().numpy())
