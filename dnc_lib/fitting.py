@@ -123,7 +123,7 @@ class Fitting:
     def updates(self) -> int:
         """Steps of the whole training that may move the sub-centroids; on average, where batches are mixed."""
         moving = self.recipe.epochs - max(self.recipe.refresh_epochs, self.recipe.anchor_epochs)
-        steps = max(moving * self.steps - self.recipe.update_after, 0) // self.recipe.update_every
+        steps = -(-max(moving * self.steps - self.recipe.update_after, 0) // self.recipe.update_every)
         return steps if self.mixer is None else round(steps * (1 - self.recipe.mix_probability))
 
     def fit(

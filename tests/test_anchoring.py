@@ -159,7 +159,7 @@ def test_seldom_updates():
             quick(epochs=3, batch_size=16, update_every=4, update_after=2), parts, make_accelerator("no")
         )
     assert counted == [2, 6, 10]
-    assert result["start_kept"] == pytest.approx(0.97 ** ((12 - 2) // 4))
+    assert result["start_kept"] == pytest.approx(0.97**3)
 
 
 def test_what_else_a_comparison_measures_and_keeps(tmp_path):
