@@ -182,6 +182,8 @@ def _judge(claim: Claim, records: Sequence[Record], recipe: str) -> Verdict:
     if not found:
         return Verdict(claim, recipe)
     members = [record for pair in found for record in pair]
+    if not any(claim.metric in record.scores for record in members):  # these were not asked for it
+        return Verdict(claim, recipe)
     for record in members:
         if claim.metric not in record.scores:
             raise ValueError(f"{record.file} has no {claim.metric}, which the claim {claim.id} is about")

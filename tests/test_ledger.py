@@ -329,9 +329,12 @@ def test_a_claim_whose_arms_a_recipe_does_not_tell_apart_is_not_run_there(write)
 
 def test_a_metric_that_was_not_measured(write):
     found = write(comparison({"softmax": [90.0], "dnc": [91.0]}))
-    message = "m0.json has no miou, which the claim c is about"
-    with pytest.raises(ValueError, match=message):
-        ledger.judge(dataclasses.replace(CLAIM, metric="miou"), found)
+    claim = dataclasses.replace(CLAIM, metric="auroc")
+    assert ledger.judge(claim, found) == [ledger.Verdict(claim, "")]  # these runs were not asked for it
+    half = comparison({"softmax": [90.0], "dnc": [91.0]})
+    half["results"][0]["auroc"] = 80.0
+    with pytest.raises(ValueError, match=r"^m0\.json has no auroc, which the claim c is about$"):
+        ledger.judge(claim, write(half))
 
 
 def test_no_result_at_all(write):

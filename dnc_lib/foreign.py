@@ -1,0 +1,335 @@
+"""Is this image of a kind that the model was never shown? Scores that say so, how well they tell, images to try.
+
+Of every score, higher means more foreign.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from .calibration import fit_temperature, score_images
+from .checkpoints import ModelCard
+from .data import LabelledImages, load
+from .heads import CosineHead, SubCentroidHead
+
+#: Of the training images, so many are looked at, the classes even; distances to all 45,000 would say the same.
+BANK = 10_000
+
+#: k of the k-th nearest of them; Sun et al. (2022) take it in proportion to their number, 50 for 50,000.
+NEIGHBOURS = 10
+
+#: Sub-centroids a class that are estimated after training.
+SUBCENTROIDS = 4
+
+#: Images of each foreign set.
+SIZE = 1000
+
+_SIDE = 32
+_ROWS = 1000  # images compared with others at a time
+
+
+# --- how foreign ----------------------------------------------------------------------------------------------------
+
+
+def max_softmax(scores: Tensor) -> Tensor:
+    """One minus the largest share: scores (N, C) -> (N,) in [0, 1) (Hendrycks and Gimpel 2017).
+
+    Summed over the shares of all other classes: two images of which the model is all but certain still differ.
+    """
+    shares = scores.double().softmax(1)
+    return shares.scatter(1, scores.argmax(1, keepdim=True), 0.0).sum(1)
+
+
+def energy(scores: Tensor, temperature: float = 1.0) -> Tensor:
+    """-T log sum exp(score / T): scores (N, C) -> (N,) (Liu et al. 2020); low where any class has a high score."""
+    return -temperature * (scores.double() / temperature).logsumexp(1)
+
+
+def knn(embeddings: Tensor, bank: Tensor, k: int = NEIGHBOURS) -> Tensor:
+    """Cosine distance, one minus the similarity, to the k-th nearest of stored embeddings (Sun et al. 2022).
+
+    Args:
+        embeddings: (N, D); brought to unit length.
+        bank: (M, D), of training images.
+        k: at most M.
+
+    Returns:
+        (N,) in [0, 2].
+
+    Raises:
+        ValueError: for more neighbours than there are.
+    """
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"k must lie in [1, {len(bank)}], the number of stored embeddings, got {k}")
+    bank = F.normalize(bank, dim=1)
+    parts = [(F.normalize(part, dim=1) @ bank.T).topk(k, dim=1).values[:, -1] for part in embeddings.split(_ROWS)]
+    return 1 - torch.cat(parts)
+
+
+def nearest_subcentroid(embeddings: Tensor, subcentroids: Tensor) -> Tensor:
+    """Cosine distance to the nearest sub-centroid of any class: what DNC looks at anyway.
+
+    Args:
+        embeddings: (N, D); brought to unit length.
+        subcentroids: (C, K, D), or class means (C, 1, D).
+
+    Returns:
+        (N,) in [0, 2].
+    """
+    return knn(embeddings, subcentroids.flatten(0, -2), 1)
+
+
+# --- how well a score tells -----------------------------------------------------------------------------------------
+
+
+def auroc(inside: Tensor, outside: Tensor) -> float:
+    """How often a foreign image has the higher score, of all pairs of one inside and one outside; a tie is one half.
+
+    That is the area under the ROC curve, exact, ties and all (Mann and Whitney 1947).
+
+    Args:
+        inside: (N,) scores of images of the kind that was trained on.
+        outside: (M,) scores of foreign images.
+
+    Returns:
+        0.5 for a score that tells nothing, 1 for one that tells all, below 0.5 for one that is wrong way round.
+
+    Raises:
+        ValueError: without a score, or for NaN.
+    """
+    inside, outside = _rows(inside, outside)
+    ordered = inside.sort().values
+    lower, up_to = (torch.searchsorted(ordered, outside, right=right).double() for right in (False, True))
+    return float((lower + up_to).sum() / (2 * len(inside) * len(outside)))
+
+
+def fpr95(inside: Tensor, outside: Tensor) -> float:
+    """Share of foreign images taken for familiar, at the lowest threshold that lets 95 % of the others pass.
+
+    Args:
+        inside: (N,) see :func:`auroc`.
+        outside: (M,).
+
+    Returns:
+        0 (none slips through) to 1.
+
+    Raises:
+        ValueError: without a score, or for NaN.
+    """
+    inside, outside = _rows(inside, outside)
+    pass_through = -(-95 * len(inside) // 100)  # rounded up
+    threshold = inside.sort().values[pass_through - 1]
+    return float((outside <= threshold).double().mean())
+
+
+def _rows(inside: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
+    for name, scores in (("inside", inside), ("outside", outside)):
+        if scores.dim() != 1 or len(scores) == 0:
+            raise ValueError(f"{name} must be a row of scores, one an image, got shape {tuple(scores.shape)}")
+        if scores.isnan().any():
+            raise ValueError(f"{name} has NaN among its scores: is there an image without an embedding?")
+    return inside.double(), outside.double()
+
+
+# --- foreign images, of what is at hand -----------------------------------------------------------------------------
+
+
+def foreign_images(photographs: Tensor, size: int = SIZE, seed: int = 0) -> dict[str, Tensor]:
+    """Images that are no photographs of anything, 32x32, uint8 (N, 32, 32, 3); nothing is downloaded.
+
+    Args:
+        photographs: (M, 32, 32, 3) uint8, M at least ``size``; the set ``shuffled`` is made of them.
+        size: images a set, at most 1797, for there are no more digits.
+        seed: of all that is drawn.
+
+    Returns:
+        ``digits`` (scikit-learn's, enlarged), ``uniform`` and ``gaussian`` noise, ``textures`` (gratings, stripes,
+        checkerboards and blobs in two colours, as many of each), ``shuffled`` (photographs, each with its pixels in
+        an order of its own: all colours are there, and no form is).
+
+    Raises:
+        ValueError: for photographs of another size or type, or too few.
+    """
+    if not 1 <= size <= 1797:
+        raise ValueError(f"size must lie in [1, 1797], the number of digits, got {size}")
+    if photographs.dtype != torch.uint8 or photographs.shape[1:] != (_SIDE, _SIDE, 3) or len(photographs) < size:
+        raise ValueError(
+            f"photographs must be uint8 (M, {_SIDE}, {_SIDE}, 3) with {size} of them or more, "
+            f"got {photographs.dtype} {tuple(photographs.shape)}"
+        )
+    shape, rng = (size, _SIDE, _SIDE, 3), np.random.default_rng(seed)
+    order = rng.random((size, _SIDE * _SIDE)).argsort(1)[..., None]
+    made = {
+        "digits": _digits(size),
+        "uniform": rng.integers(0, 256, shape, dtype=np.uint8),
+        "gaussian": (127.5 + 64 * rng.standard_normal(shape, dtype=np.float32)).clip(0, 255).astype(np.uint8),
+        "textures": np.stack([_texture(rng, PATTERNS[i % len(PATTERNS)]) for i in range(size)]),
+        "shuffled": np.take_along_axis(photographs[:size].reshape(size, -1, 3).numpy(), order, 1).reshape(shape),
+    }
+    return {name: torch.from_numpy(images) for name, images in made.items()}
+
+
+def _digits(size: int) -> np.ndarray:
+    pool = np.concatenate([part.images[..., 0].numpy() for part in load("digits")])[:size]
+    grown = [Image.fromarray(digit).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC) for digit in pool]
+    return np.repeat(np.stack([np.asarray(each) for each in grown])[..., None], 3, axis=3)
+
+
+def _waves(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.sin(u)
+
+
+def _stripes(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.sign(np.sin(u))
+
+
+def _checks(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.sign(np.sin(u) * np.sin(v))
+
+
+def _blobs(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    cells = int(rng.integers(3, 8))
+    noise = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
+    return np.tanh(4 * np.asarray(noise.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)))
+
+
+PATTERNS: tuple[Callable, ...] = (_waves, _stripes, _checks, _blobs)
+
+
+def _texture(rng: np.random.Generator, pattern: Callable) -> np.ndarray:
+    """One texture, (32, 32, 3) uint8: a pattern, turned and scaled by chance, between two colours."""
+    angle, period = rng.uniform(0, np.pi), rng.uniform(4, 16)  # radians, pixels
+    y, x = np.mgrid[:_SIDE, :_SIDE] * (2 * np.pi / period) + rng.uniform(0, 2 * np.pi, (2, 1, 1))
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    mix = (pattern(rng, u, v)[..., None] + 1) / 2  # (32, 32, 1) in [0, 1]
+    first, second = rng.uniform(0, 255, (2, 3))
+    return (first + mix * (second - first)).round().astype(np.uint8)
+
+
+# --- a model, measured ----------------------------------------------------------------------------------------------
+
+
+class Rater:
+    """Every score of foreignness of one model.
+
+    Args:
+        model: a trained classifier.
+        card: as it came with it.
+        train: training images with their labels, of which :data:`BANK` are looked at.
+        held_out: training images that it was not trained on, to fit a temperature; the energy at it is left out
+            without them.
+
+    Attributes:
+        own: name of the head's own score.
+    """
+
+    def __init__(
+        self, model: nn.Module, card: ModelCard, train: LabelledImages, held_out: LabelledImages | None = None
+    ):
+        self.model, self.card, self.head = model, card, model.head
+        self.own = "nearest" if isinstance(self.head, SubCentroidHead | CosineHead) else "softmax"
+        some = train.sample(min(BANK, len(train)))
+        self.bank = self._embed(score_images(model, card, some)[0])
+        self.centres = {
+            "means": class_centres(self.bank, some.labels, 1),
+            "subcentroids": class_centres(self.bank, some.labels, SUBCENTROIDS),
+        }
+        self.temperature = held_out and fit_temperature(score_images(model, card, held_out)[1], held_out.labels)
+
+    def __call__(self, data: LabelledImages) -> dict[str, Tensor]:
+        """Name of a score to that of every image, (N,) each; see :func:`measure`."""
+        features, scores = score_images(self.model, self.card, data)
+        embedded = self._embed(features)
+        rated = {"softmax": max_softmax(scores), "energy": energy(scores)}
+        if self.temperature is not None:
+            rated["energy_fitted"] = energy(scores, self.temperature)
+        rated["knn"] = knn(embedded, self.bank, min(NEIGHBOURS, len(self.bank)))
+        if self.own == "nearest":
+            vectors = self.head.subcentroids if isinstance(self.head, SubCentroidHead) else self.head.prototypes
+            rated["nearest"] = nearest_subcentroid(embedded, vectors.detach().cpu())
+        return rated | {name: nearest_subcentroid(embedded, centres) for name, centres in self.centres.items()}
+
+    @torch.no_grad()
+    def _embed(self, features: Tensor) -> Tensor:
+        """What the head compares, on the CPU; of a softmax head, which compares nothing, the features' directions."""
+        if self.own == "softmax":
+            return F.normalize(features, dim=1)
+        return self.head.embed(features.to(self.head.norm.weight.device)).cpu()
+
+
+def class_centres(embeddings: Tensor, labels: Tensor, number: int) -> Tensor:
+    """A model's centres after the fact, of any model: the mean direction of each class, or several by k-means.
+
+    Args:
+        embeddings: (N, D).
+        labels: (N,).
+        number: K, of a class.
+
+    Returns:
+        (C * K, D), unit length.
+    """
+    from .classic import NearestSubCentroids  # imports scikit-learn
+
+    estimator = NearestSubCentroids(number, metric="cosine", n_init=3, random_state=0)
+    return torch.from_numpy(estimator.fit(embeddings.numpy(), labels.numpy()).subcentroids_).float()
+
+
+def measure(model: nn.Module, card: ModelCard, parts: dict, details: dict | None = None) -> dict[str, float]:
+    """AUROC and FPR95 in percent of every score against every foreign set, and their means over the sets.
+
+    The scores: ``softmax`` (largest share), ``energy`` (temperature 1) and ``energy_fitted`` (the temperature fitted
+    on ``validation``), ``knn`` (10th nearest of 10,000 training images), ``nearest`` (the head's own sub-centroids or
+    prototypes, where it has any), and for every arm alike what those training images give after the fact: ``means``
+    (one a class) and ``subcentroids`` (four a class).
+
+    Args:
+        model: a trained classifier of 32x32 images.
+        card: as it came with it.
+        parts: ``train``, ``test`` and, for the fitted energy, ``validation``; ``left_out``, test images of classes
+            that the model was not trained on, takes the place of the foreign sets where it is there.
+        details: takes the histograms of the head's own score, of test images and of each foreign set.
+
+    Returns:
+        ``auroc_<set>_<score>`` and ``fpr95_<set>_<score>``, and of several sets the means ``auroc_<score>`` and
+        ``fpr95_<score>``, and as ``auroc`` and ``fpr95`` those of the head's own score: the distance to the nearest
+        (sub-)centroid, of a softmax head its largest share.
+    """
+    rate = Rater(model, card, parts["train"], parts.get("validation"))
+    inside = rate(parts["test"])
+    if "left_out" in parts:
+        sets = {"left_out": parts["left_out"]}
+    else:
+        sets = {name: _wrap(name, images) for name, images in foreign_images(parts["test"].images).items()}
+    outside = {name: rate(images) for name, images in sets.items()}
+    measures = {}
+    for score in inside:
+        for how in (auroc, fpr95):
+            values = {name: 100 * how(inside[score], theirs[score]) for name, theirs in outside.items()}
+            measures |= {f"{how.__name__}_{name}_{score}": value for name, value in values.items()}
+            if len(values) > 1:
+                mean = measures[f"{how.__name__}_{score}"] = sum(values.values()) / len(values)
+                if score == rate.own:
+                    measures[how.__name__] = mean
+    if details is not None:
+        details["histograms"] = _histograms(
+            {"test": inside[rate.own], **{k: v[rate.own] for k, v in outside.items()}}
+        )
+    return measures
+
+
+def _wrap(name: str, images: Tensor) -> LabelledImages:
+    return LabelledImages(images, torch.zeros(len(images), dtype=torch.long), ("foreign",), name)
+
+
+def _histograms(scores: dict[str, Tensor], bins: int = 40) -> dict:
+    """Counts of each set's scores between common edges, which take in all of them."""
+    together = torch.cat(list(scores.values())).double()
+    low, high = together.min().item(), together.max().item()
+    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
+    places = {name: torch.bucketize(each.double(), edges[1:-1]) for name, each in scores.items()}
+    counts = {name: torch.bincount(place, minlength=bins).tolist() for name, place in places.items()}
+    return {"edges": [round(edge, 6) for edge in edges.tolist()], "counts": counts}
