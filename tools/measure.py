@@ -31,7 +31,7 @@ from dnc_lib.runs import describe_code, held, write_json
 
 #: What may be asked: modules of the package with `measure(model, card, parts) -> dict[str, float]`; and whether it
 #: takes a dictionary, as `details`, for what is nested.
-WHAT = {"foreign": True, "calibration": True, "new_classes": False, "hidden_classes": False}
+WHAT = {"foreign": True, "calibration": True, "new_classes": False, "hidden_classes": True}
 
 _SCORES = ("accuracy", "top5", "loss")  # of a training's entry, what the test images give anew
 _IDENTITY = ("arm", "seed", "train_loss", "seconds")  # two entries that agree in these speak of one training
