@@ -191,14 +191,14 @@ def _percent(share: float) -> str:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from .exemplars import check_head
-    from .explain import check_pixel, explain
+    from .explain import check_nearest, check_pixel, explain
     from .explain_figure import explanation_figure
     from .open_runs import read_picture
+    from .painting import as_seen
     from .runs import write_json
 
     opened = _open(options)
-    check_head(opened.model)
+    check_nearest(opened.model)
     if options.at and not opened.segments:
         raise ValueError(f"--at is for pixels; {options.folder} classifies whole images")
     figure = options.output or Path(f"{Path(options.image).stem}_explained.png")
@@ -211,6 +211,13 @@ def _explain(options: argparse.Namespace) -> int:
         at = tuple(options.at or (side // 2 for side in size))
         check_pixel(at, size)  # before the exemplars are searched, which may take long
     label = None if truth is None else int(truth if at is None else truth[at])
+
+    def read(number: int):
+        return read_picture(opened.parts["train"], number)[0]
+
+    def see(picture):
+        return as_seen(opened.prepare(picture).cpu().numpy(), opened.card.mean, opened.card.std)
+
     why = explain(
         opened.model,
         opened.prepare(picture),
@@ -219,9 +226,9 @@ def _explain(options: argparse.Namespace) -> int:
         size=size,
         cases=options.cases,
         truth=label,
+        look=lambda number: opened.prepare(read(number)),
     )
-    train = opened.parts["train"]
-    drawn = explanation_figure(why, picture, lambda i: read_picture(train, i)[0], name)
+    drawn = explanation_figure(why, picture, read, name, None if opened.segments else see)
     figure.parent.mkdir(parents=True, exist_ok=True)
     drawn.save(figure)
     write_json({"run": opened.run.folder.name, "image": name} | why.to_dict(), figure.with_suffix(".json"))

@@ -1,7 +1,7 @@
-"""Why this class? The nearest cases of a prediction and of its runner-up, the rule in words, and what it would take
-to change it."""
+"""Why this class? The nearest cases of a prediction and of its runner-up, the rule in words, what it would take to
+change it, and where in the images the similarity comes from."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .exemplars import Exemplar, Exemplars, check_head
+from .heat_maps import HeatMap, NoPlaces, heat_maps, scene_maps
 from .inference import segment
 from .metrics import IGNORED
 from .models import Model, Segmenter, evaluating
@@ -26,12 +27,21 @@ class Case(NamedTuple):
         subcentroid: k, its number within the class.
         similarity: to what is explained, -1 to 1.
         exemplar: the training image or pixel that it stands for; None where its class has none left.
+        here: which places of the explained image are similar to the sub-centroid; None where nobody asked.
+        there: which places of the exemplar are similar to the explained image; of a scene, to the sub-centroid.
     """
 
     label: int
     subcentroid: int
     similarity: float
     exemplar: Exemplar | None
+    here: HeatMap | None = None
+    there: HeatMap | None = None
+
+    @property
+    def maps(self) -> dict[str, HeatMap]:
+        """Those of the two heat maps that there are."""
+        return {key: heat for key, heat in (("here", self.here), ("there", self.there)) if heat is not None}
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Explanation:
         map_class: what the label map says at the pixel: class scores are blended between neighbouring places, so
             near a border it may differ from ``predicted``. None for a whole image.
         truth: its true class, 255 where it has none; None where that is not known.
+        no_maps: why there are no heat maps, where they were asked for and there are none; else empty.
     """
 
     classes: tuple[str, ...]
@@ -64,6 +75,7 @@ class Explanation:
     centre: tuple[int, int] | None = None
     map_class: int | None = None
     truth: int | None = None
+    no_maps: str = ""
 
     def of(self, label: int) -> tuple[Case, ...]:
         """The cases of a class, nearest first."""
@@ -102,6 +114,12 @@ class Explanation:
             f"this pixel: it lies near a border"
         )
 
+    @property
+    def map_note(self) -> str:
+        """What the heat maps' numbers mean, or why there are none; empty where nobody asked for them."""
+        notes = dict.fromkeys(heat.note for case in self.cases for heat in case.maps.values())
+        return self.no_maps or f"The heat maps show {'; '.join(notes)}" * bool(notes)
+
     def describe(self, case: Case) -> str:
         """A case in words."""
         words = f"case {case.subcentroid} of {self.classes[case.label]}"
@@ -131,20 +149,23 @@ class Explanation:
         subject = self.subject(name)
         head = f"{subject}{': ' * bool(subject)}{first}, then {second}"
         cases = (f"  {case.similarity:6.3f}  {self.describe(case)}" for case in self.cases)
-        return [line for line in (head, self.rule, self.change, self.caveat, *cases) if line]
+        return [line for line in (head, self.rule, self.change, self.caveat, *cases, self.no_maps) if line]
 
     def to_dict(self) -> dict:
         """Plain values, for a JSON file."""
         cases = []
         for case in self.cases:
             exemplar = case.exemplar and {key: v for key, v in case.exemplar._asdict().items() if v is not None}
-            cases.append({**case._asdict(), "class": self.classes[case.label], "exemplar": exemplar})
+            numbers = {"label": case.label, "subcentroid": case.subcentroid, "similarity": case.similarity}
+            maps = {"maps": {key: heat.to_dict() for key, heat in case.maps.items()}} if case.maps else {}
+            cases.append({**numbers, "class": self.classes[case.label], "exemplar": exemplar, **maps})
         place = {}
         if self.at is not None:
             place = {"at": list(self.at), "centre": list(self.centre), "map_class": self.classes[self.map_class]}
         truth = {}
         if self.truth is not None:
             truth = {"truth": None if self.truth == IGNORED else self.classes[self.truth]}
+        no_maps = {"no_maps": self.no_maps} if self.no_maps else {}
         return {
             "predicted": self.classes[self.predicted],
             "runner_up": self.classes[self.runner_up],
@@ -155,6 +176,7 @@ class Explanation:
             **place,
             **truth,
             "shares": dict_of_shares(self.classes, self.shares),
+            **no_maps,
             "cases": cases,
         }
 
@@ -175,6 +197,7 @@ def explain(
     size: tuple[int, int] | None = None,
     cases: int = CASES,
     truth: int | None = None,
+    look: Callable[[int], Tensor] | None = None,
 ) -> Explanation:
     """The evidence for the class of an image or, of a segmenter, of one of its pixels.
 
@@ -188,12 +211,14 @@ def explain(
         size: (H, W) of the image itself, where it was resized for the model; else (h, w).
         cases: how many are given of the predicted class and of the runner-up, at most.
         truth: the true class, 255 for none, where it is known.
+        look: number of a training image to that image as the model is given it, (3, h, w), normalised. With it every
+            case gets two heat maps, see :mod:`dnc_lib.heat_maps`.
 
     Raises:
-        ValueError: for a head without sub-centroids, a single class, exemplars of another number of classes or
-            sub-centroids, a pixel outside the image or of a classifier.
+        ValueError: for a head without sub-centroids or one that learns how to weigh the classes, a single class,
+            exemplars of another number of classes or sub-centroids, a pixel outside the image or of a classifier.
     """
-    check_head(model)
+    check_nearest(model)
     subcentroids = model.head.subcentroids  # (C, K, D)
     num_classes, number = subcentroids.shape[:2]
     if num_classes < 2:
@@ -224,9 +249,46 @@ def explain(
         values, which = similarity[label].sort(descending=True)
         for value, k in list(zip(values.tolist(), which.tolist(), strict=True))[:cases]:
             evidence.append(Case(label, k, value, exemplars.cases[label][k]))
+    no_maps = ""
+    if look is not None:
+        try:
+            evidence = _mapped(model, image[0], embedded, evidence, look)
+        except NoPlaces as error:
+            no_maps = str(error)
     shares = tuple((best / model.head.temperature).softmax(0).tolist())
     fields = (exemplars.classes, number, predicted, runner_up, shares, tuple(evidence), size)
-    return Explanation(*fields, **place, truth=truth)
+    return Explanation(*fields, **place, truth=truth, no_maps=no_maps)
+
+
+def check_nearest(model: Model) -> None:
+    """Raise ``ValueError`` unless a model's prediction is the class of its nearest sub-centroid."""
+    check_head(model)
+    if model.head.class_norm is not None:
+        raise ValueError(
+            "this model's class scores go through a LayerNorm over the classes, whose learned gain and bias decide "
+            "too: its prediction need not be the class of the nearest case, so no case explains it; train with "
+            "scale_by temperature to get explanations"
+        )
+
+
+def _mapped(
+    model: Model, image: Tensor, embedded: Tensor, cases: list[Case], look: Callable[[int], Tensor]
+) -> list[Case]:
+    """The cases with their heat maps: ``image`` (3, h, w) against each case, each exemplar against ``embedded`` (D,),
+    or, of a scene, against its sub-centroid."""
+    targets = torch.stack([model.head.subcentroids[case.label, case.subcentroid] for case in cases])
+    if isinstance(model, Segmenter):
+        here = scene_maps(model, image, targets)
+        there = [
+            case.exemplar and scene_maps(model, look(case.exemplar.image), target[None])[0]
+            for case, target in zip(cases, targets, strict=True)
+        ]
+    else:
+        here = heat_maps(model, image[None], targets)
+        there = [
+            case.exemplar and heat_maps(model, look(case.exemplar.image)[None], embedded[None])[0] for case in cases
+        ]
+    return [case._replace(here=h, there=t) for case, h, t in zip(cases, here, there, strict=True)]
 
 
 def check_pixel(at: tuple[int, int], size: tuple[int, int]) -> None:

@@ -152,7 +152,8 @@ _PAGE = Template("""
 <div class="pictures"></div>
 <p class="words" aria-live="polite">Point at a dot, tap it, or choose the map and use the arrow keys.</p>
 <p>Dots are test images, in the colour of their true class; a black ring marks a wrong prediction. Diamonds are
-cases: sub-centroids, shown by a training image each. Lines go to the nearest case, dashed to the nearest of another class.</p>
+cases: sub-centroids, shown by a training image each. Lines go to the nearest case, dashed to the nearest of another
+class.</p>
 </div>
 <noscript>This map needs JavaScript, and nothing else.</noscript>
 <script>

@@ -75,7 +75,15 @@ class FastNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D)."""
-        return self.stages(self.activation(self.whitening(x))).amax((2, 3))
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """What is pooled: (B, 3, H, W) -> (B, D, h, w)."""
+        return self.stages(self.activation(self.whitening(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = True) -> Tensor:
+        """The pooling, under timm's names: (B, D, h, w) -> (B, D). There is no classifier after it."""
+        return x.amax((2, 3))
 
 
 def fast_network(name: str) -> FastNetwork:

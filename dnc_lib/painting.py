@@ -1,4 +1,5 @@
-"""Pictures of labels: colours of classes, label maps, overlays, legends, marked crops; Pillow is all they need."""
+"""Pictures of labels and of heat maps: colours of classes, label maps, overlays, legends, marked crops; Pillow is all
+they need."""
 
 import colorsys
 from collections.abc import Sequence
@@ -120,6 +121,35 @@ def with_legend(picture: Image.Image, entries: Sequence[tuple[str, Sequence[int]
         draw.rectangle((left, top + 2, left + box, top + 2 + box), fill=tuple(map(int, colour)), outline=QUIET)
         draw.text((left + box + gap, top + 2 + box // 2), text, INK, font(size), anchor="lm")
     return whole
+
+
+def as_seen(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
+    """What a network is given, as a picture: the normalisation undone.
+
+    Args:
+        image: (3, H, W), normalised.
+        mean: of each channel, of pixel values in 0..1.
+        std: of each channel.
+    """
+    pixels = np.moveaxis(np.asarray(image, dtype=np.float32), 0, -1) * np.float32(std) + np.float32(mean)
+    return Image.fromarray((255 * pixels).round().clip(0, 255).astype(np.uint8))
+
+
+def heated(picture: Image.Image, heat: np.ndarray, colour: Sequence[int], top: float) -> Image.Image:
+    """A picture in pale grey under one colour, the stronger the larger the heat; none where it is below 0.
+
+    Args:
+        picture: of any size.
+        heat: (H, W), brought to the picture's size by straight lines.
+        colour: (R, G, B) of the largest heat.
+        top: the heat that has all of the colour.
+    """
+    grey = np.asarray(picture.convert("L"), dtype=np.float32)[..., None] / 255
+    heat = Image.fromarray(np.asarray(heat, dtype=np.float32)).resize(picture.size, Image.Resampling.BILINEAR)
+    share = (np.asarray(heat) / max(top, 1e-12)).clip(0, 1)[..., None]
+    paper = 255 * (0.35 + 0.65 * grey)  # pale, so that the colour is seen on dark pictures too
+    ink = np.float32(colour) * (0.45 + 0.75 * grey)  # and the picture through the colour
+    return Image.fromarray((paper + share * (ink - paper)).round().clip(0, 255).astype(np.uint8))
 
 
 def crop(picture: Image.Image, at: tuple[int, int], side: int) -> tuple[Image.Image, tuple[int, int]]:

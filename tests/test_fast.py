@@ -23,6 +23,15 @@ def test_images_to_features(name):
     assert not network.whitening.weight.requires_grad
 
 
+@pytest.mark.parametrize("name", FAST)
+def test_what_is_pooled_and_the_pooling(name):
+    network, images = build_backbone(name).eval(), smooth_images(2)
+    last = network.forward_features(images)
+    assert last.shape[:2] == (2, network.num_features)
+    assert torch.equal(network(images), network.forward_head(last, pre_logits=True))
+    assert torch.equal(network(images), last.flatten(2).max(2).values)
+
+
 @pytest.mark.parametrize("patch", [2, 3])
 def test_the_first_layer_whitens(patch):
     network, images = FastNetwork((8,), patch=patch, stride=patch), smooth_images()

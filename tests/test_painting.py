@@ -159,3 +159,26 @@ def test_shortened_text_fits_and_keeps_both_ends():
     assert text.endswith("17.png")
     assert "..." in text
     assert painting.shortened("anything", 1, 13) == "..."
+
+
+# --- heat -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_network_sees_is_the_picture_again():
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.1)
+    image = ((picture / 255 - np.array(mean)) / np.array(std)).transpose(2, 0, 1)
+    assert np.array_equal(np.asarray(painting.as_seen(image, mean, std)), picture)
+
+
+def test_heat_colours_where_it_is_hot_and_leaves_grey_where_it_is_not():
+    picture = Image.new("RGB", (40, 20), (90, 140, 30))
+    drawn = np.asarray(painting.heated(picture, np.array([[1.0, -3.0]]), (213, 94, 0), 1.0)).astype(int)
+    left, right = drawn[:, :8], drawn[:, -8:]
+    assert (left[..., 0] - left[..., 2] > 80).all()  # orange
+    assert (np.ptp(right, axis=2) == 0).all()  # grey
+    half = np.asarray(painting.heated(picture, np.full((1, 1), 0.5), (213, 94, 0), 1.0)).astype(int)
+    assert np.abs(2 * half[10, 20] - left[10, 0] - right[10, -1]).max() <= 2  # half way between
+    above = np.asarray(painting.heated(picture, np.full((1, 1), 9.0), (213, 94, 0), 1.0))
+    assert np.abs(above[10, 20] - left[10, 0]).max() <= 1
+    assert painting.heated(picture, np.zeros((3, 3)), (1, 2, 3), 0.0).size == (40, 20)
