@@ -27,7 +27,7 @@ def anchor(model: Model, loader: Passes, *, progress: bool = False) -> tuple[Exe
         Which images they are; and the mean similarity of a sub-centroid to its image before it was put there.
 
     Raises:
-        ValueError: for a head without sub-centroids.
+        ValueError: for a head without sub-centroids, or a loader that shuffles.
     """
     found = find_exemplars(model, loader, loader.data, progress=progress)
     similarities = [case.similarity for own in found.cases for case in own if case is not None]

@@ -3,6 +3,7 @@
 import json
 import statistics as moments
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -14,6 +15,7 @@ from .anchoring import anchor
 from .checkpoints import save_model
 from .fitting import Fitting
 from .heads import SubCentroidHead
+from .kept import check_kept, kept_path
 from .loading import Parts, build_model, make_card, make_loader, make_loaders, prepare_data
 from .recipes import Recipe
 from .runs import held, peak_memory, warn_changed, write_json
@@ -63,7 +65,7 @@ def compare(
         also: of trained models that have sub-centroids, measure again with those estimated anew from the training
             images (``"refresh"``), or put at their nearest ones (``"anchor"``); a result has the score as
             ``accuracy_refresh``, ``accuracy_anchor`` (of scenes ``miou_...``).
-        keep: a folder for the trained models, ``<arm>_seed<N>.safetensors``; none are kept without.
+        keep: a folder for the trained models, see :func:`dnc_lib.kept.kept_path`; none are kept without.
         profile: ``"full"``, or ``"smoke"`` for a try whose scores are no results.
         workers: processes that read pictures; images in memory need none.
         progress: show a bar, counted in trainings.
@@ -75,8 +77,11 @@ def compare(
 
     Raises:
         ValueError: for less than one arm or seed, an unknown field, arms that differ in nothing or in their data,
-            several processes, or an output that holds another comparison.
+            several processes, an output that holds another comparison, or arms whose models cannot be told apart by
+            their files' names.
         IsADirectoryError: where the output is a folder.
+        FileExistsError: where the folder of models has some of another comparison.
+        OSError: where models cannot be written.
         BlockingIOError: where another process writes it.
     """
     seeds, output = list(dict.fromkeys(seeds)), Path(output)
@@ -102,13 +107,16 @@ def compare(
         done = {(result["arm"], result["seed"]) for result in manifest["results"]}
         before = sum(result["seconds"] for result in manifest["results"])
         wanted = [(seed, name) for seed in seeds for name in arms if (name, seed) not in done]
+        if keep is not None:
+            check_kept(Path(keep), list(manifest["arms"]), wanted if file is None else [])
+        _warn_missing(manifest, recipes, keep, also, metric)
         if not wanted:
             return file
         if file is not None:
             warn_changed(file, manifest, f"the comparison in {output}")
         started = time.perf_counter()
         for seed, name in tqdm(wanted, unit=" trainings", disable=not progress, desc=recipe.name):
-            kept = keep and Path(keep) / f"{name.replace(' ', '_')}_seed{seed}.safetensors"
+            kept = keep and kept_path(keep, name, seed)
             result = fit_once(recipes[name].replace(seed=seed), parts, accelerator, workers, also=also, keep=kept)
             manifest["results"].append({"arm": name, "seed": seed, **result})
             manifest |= summarize(manifest["results"], list(manifest["arms"]), metric)
@@ -214,6 +222,28 @@ def _arms(recipe: Recipe, arms: dict[str, dict]) -> dict[str, Recipe]:
         if made[name].refresh:  # its choice would be judged by the images that score the arm
             raise ValueError(f"arm {name!r}: a comparison does not refresh sub-centroids; `dnc train` does")
     return made
+
+
+def _warn_missing(
+    manifest: dict, recipes: dict[str, Recipe], keep: str | Path | None, also: Sequence[str], metric: str
+) -> None:
+    """Say so where trainings that were done before lack what is asked for now: they are not repeated."""
+    done = [each for each in manifest["results"] if each["arm"] in recipes]
+    lost = keep and [each for each in done if not kept_path(keep, each["arm"], each["seed"]).is_file()]
+    if lost:
+        warnings.warn(
+            f"{keep} lacks the models of {len(lost)} of the trainings done before; to keep all, begin anew with "
+            f"another output",
+            stacklevel=3,
+        )
+    for what in also:
+        moved = [each for each in done if recipes[each["arm"]].head in ("dnc", "frozen")]
+        if lacking := [each for each in moved if f"{metric}_{what}" not in each]:
+            warnings.warn(
+                f"{len(lacking)} of the trainings done before have no {metric}_{what}; to measure all, begin anew "
+                f"with another output",
+                stacklevel=3,
+            )
 
 
 def _go_on(output: Path, now: dict) -> dict:

@@ -97,9 +97,12 @@ def find_exemplars(
         progress: show a progress bar.
 
     Raises:
-        ValueError: for a head without sub-centroids, or a loader that gives another number of images than the data.
+        ValueError: for a head without sub-centroids, a loader that shuffles, or one that gives another number of
+            images than the data.
     """
     check_head(model)
+    if getattr(loader, "shuffle", False):  # its numbers would be those of other images
+        raise ValueError("exemplars need the training images in order: give a loader that does not shuffle")
     find = _pixels if isinstance(model, Segmenter) else _images
     with torch.no_grad(), evaluating(model) as device:
         cases, seen = find(model, tqdm(loader, unit=" batches", leave=False, disable=not progress), device)

@@ -6,6 +6,7 @@ It needs neither a kernel nor the network nor a library: the images are two shee
 import base64
 import io
 import json
+import re
 from dataclasses import dataclass
 from html import escape
 from string import Template
@@ -59,13 +60,14 @@ def explorer(
         cases: what they are compared with; the class of the nearest is the prediction.
         classes: the C names.
         colours: C colours as CSS knows them.
-        name: of this map within its page.
+        name: of this map within its page: letters, digits, - and _.
 
     Returns:
         About 1.3 kB an image of 32 x 32.
 
     Raises:
-        ValueError: for more than 300 images, or parts that do not fit together.
+        ValueError: for more than 300 images, parts that do not fit together, cases of a single class, or a name that
+            a page cannot use.
     """
     number = len(images)
     if not 0 < number <= MOST:
@@ -75,6 +77,15 @@ def explorer(
         raise ValueError(f"each image needs a label, a place and similarities, got {got}")
     if not len(cases.images) == len(cases.labels) == len(cases.places) == cases.similarity.shape[1]:
         raise ValueError("each case needs an image, a label, a place and a column of similarities")
+    if len(colours) != len(classes):
+        raise ValueError(f"each class needs a colour, got {len(colours)} for {len(classes)} classes")
+    for what, own in (("images", labels), ("cases", cases.labels)):
+        if wrong := [int(c) for c in own if not 0 <= c < len(classes)]:
+            raise ValueError(f"label {wrong[0]} of the {what} is none of {len(classes)} classes")
+    if len(set(cases.labels.tolist())) < 2:
+        raise ValueError("the cases are of one class: there is no nearest of another to show")
+    if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
+        raise ValueError(f"name must begin with a letter and have letters, digits, - and _ alone, got {name!r}")
     together = np.concatenate([places.numpy(), cases.places.numpy()]).astype(float)
     low, high = together.min(0), together.max(0)
     together = np.round(3 + 94 * (together - low) / np.maximum(high - low, 1e-12), 2)  # of 100, with an edge

@@ -97,12 +97,18 @@ class OpenRun:
         """
         check_head(self.model)
         path, train = self.run.folder / EXEMPLARS, self.parts["train"]
-        stored = self._stored(path)
-        if stored is not None:
-            same_model, same_data = stored.model == model_digest(self.model), stored.data == train.digest()
-            if same_model and same_data:
-                return stored
-            what = _moved(stored, train) if same_model else f"{path} is another model's"
+        if path.is_file():
+            try:
+                stored = Exemplars.from_dict(json.loads(path.read_text(encoding="utf-8")))
+                if stored.model != model_digest(self.model):
+                    what = f"{path} is another model's"
+                elif stored.data != train.digest():
+                    what = _moved(stored, train)
+                else:
+                    _check_stored(stored, self.model, self.card, train)
+                    return stored
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                what = f"{path} is damaged ({error})"
             warnings.warn(f"{what}: the exemplars are searched anew", stacklevel=2)
         found = find_exemplars(self.model, self.loader("train"), train, progress=self.progress)
         try:
@@ -110,16 +116,6 @@ class OpenRun:
         except OSError as error:
             warnings.warn(f"{path} could not be written ({error}): the search is lost", stacklevel=2)
         return found
-
-    def _stored(self, path: Path) -> Exemplars | None:
-        if not path.is_file():
-            return None
-        try:
-            stored = Exemplars.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            warnings.warn(f"{path} is damaged ({error}): the exemplars are searched anew", stacklevel=3)
-            return None
-        return stored
 
     def picture(self, which: str) -> tuple[str, Image.Image, np.ndarray | int | None]:
         """An image that a user names: a file, or, where there is no such file, the number of a test image.
@@ -213,11 +209,29 @@ class _One:
         return self.picture, self.label
 
 
+def _check_stored(stored: Exemplars, model: Model, card: ModelCard, train: Data) -> None:
+    """Raise ``ValueError`` where exemplars of this model and this data are not what a search would write."""
+    number, pixels = model.head.subcentroids.shape[1], isinstance(model, Segmenter)
+    if list(stored.classes) != card.classes or [len(own) for own in stored.cases] != [number] * len(card.classes):
+        raise ValueError(f"it must hold {len(card.classes)} x {number} exemplars")
+    for case in (case for own in stored.cases for case in own if case is not None):
+        places = (case.row, case.column)
+        if type(case.image) is not int or not 0 <= case.image < len(train):
+            raise ValueError(f"there is no training image {case.image}")
+        if case.name != (name := image_name(train, case.image)):
+            raise ValueError(f"training image {case.image} is {name}, not {case.name}")
+        if type(case.similarity) is not float or any(
+            type(place) is not (int if pixels else type(None)) for place in places
+        ):
+            raise ValueError(f"the exemplar {case.name} lacks its similarity or its pixel")
+
+
 def _moved(stored: Exemplars, train: Data) -> str:
     """Why exemplars do not fit the training data at hand."""
-    for own in stored.cases:
-        for case in own:
-            if case is not None and (case.image >= len(train) or image_name(train, case.image) != case.name):
+    if not isinstance(train, LabelledImages):  # images in memory have numbers for names
+        names = {image_name(train, i) for i in range(len(train))}
+        for case in (case for own in stored.cases for case in own if case is not None):
+            if case.name not in names:
                 return (
                     f"the training image {case.name}, an exemplar, is not where it was (put it back to get the same "
                     f"exemplars again)"

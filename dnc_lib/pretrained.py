@@ -49,7 +49,8 @@ def pretrained_exemplars(name: str, train: LabelledImages | None = None) -> Exem
             of the shipped exemplars count in; then they are found anew among these, in a pass over all of them.
 
     Raises:
-        ValueError: for an unknown name, with the nearest one, or a model without sub-centroids.
+        ValueError: for an unknown name, with the nearest one, a model without sub-centroids, or images of other
+            classes.
     """
     _check(name)
     path = resources.files("dnc_lib") / "weights" / f"{name}.exemplars.json"
@@ -58,6 +59,11 @@ def pretrained_exemplars(name: str, train: LabelledImages | None = None) -> Exem
     shipped = Exemplars.from_dict(json.loads(path.read_text(encoding="utf-8")))
     if train is None or train.digest() == shipped.data:
         return shipped
+    if tuple(train.classes) != shipped.classes:
+        raise ValueError(
+            f"{train.name or 'the training images'} has other classes than {name}, which knows "
+            f"{', '.join(shipped.classes)}"
+        )
     model = load_pretrained(name)
     return find_exemplars(model, DeviceLoader(train, BATCH, model.card.mean, model.card.std), train)
 

@@ -199,6 +199,12 @@ def test_what_else_a_comparison_measures_and_keeps(tmp_path):
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="a SoftmaxHead has no sub-centroids"):
         anchor(trained("softmax").model()[0], DeviceLoader(random_images(40, 10, 8), 16, *STATS))
+    shuffled = DeviceLoader(random_images(40, 10, 8), 20, *STATS, shuffle=True)
+    with pytest.raises(
+        ValueError,
+        match=r"^exemplars need the training images in order: give a loader that does not shuffle$",
+    ):
+        anchor(trained().model()[0], shuffled)
     for changes, message in (
         ({"anchor_epochs": 1}, "anchor_epochs ends in anchored sub-centroids: set anchor too"),
         ({"refresh_epochs": 99}, "refresh_epochs 99 are more than the 12 epochs there are"),

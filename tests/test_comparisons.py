@@ -1,10 +1,12 @@
 import json
+import re
+import warnings
 
 import pytest
 from helpers import quick, random_images
 
 from dnc_lib import comparisons, records
-from dnc_lib.comparisons import compare, fit_once, summarize
+from dnc_lib.comparisons import compare, fit_once, kept_path, summarize
 from dnc_lib.runs import held
 from dnc_lib.training import make_accelerator, train
 
@@ -229,3 +231,66 @@ def test_manifests_of_both_kinds_fit_the_schema(tmp_path):
     records.validate(brief(tmp_path / "pairs.json"))
     records.validate(json.loads((tmp_path / "pairs.json").read_text()))
     records.validate(train(quick(**BRIEF), output=tmp_path, progress=False).manifest)
+
+
+# --- models that are kept -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arm", "name"),
+    [
+        ("dnc, K = 1", "dnc,_K_=_1_seed3.safetensors"),
+        ("../up", ".._up_seed3.safetensors"),
+        ('a\\b:c*d?e"f<g>h|i\0', "a_b_c_d_e_f_g_h_i__seed3.safetensors"),
+    ],
+)
+def test_a_kept_model_lies_in_its_folder_whatever_its_arm_is_called(tmp_path, arm, name):
+    assert kept_path(tmp_path, arm, 3) == tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        (("a b", "a_b"), "the models of the arms 'a b' and 'a_b' would be kept in one file: rename an arm"),
+        (("A", "a"), "the models of the arms 'A' and 'a' would be kept in one file: rename an arm"),
+        (("x" * 300, "y"), "the name of the arm 'xxxxxxxxxxxxxxxxxxxx'... is too long for a file's: shorten it"),
+    ],
+)
+def test_arms_whose_models_would_overwrite_each_other_are_told_of_first(tmp_path, pretended, arms, message):
+    both = {arm: {"num_subcentroids": k + 1} for k, arm in enumerate(arms)}
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        compare(quick(**BRIEF), both, [0], tmp_path / "pairs.json", keep=tmp_path / "kept", progress=False)
+    assert pretended == []
+
+
+def test_where_no_model_can_be_written_nothing_is_trained(tmp_path, pretended):
+    (tmp_path / "file").write_text("")
+    for keep, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "below", "Not a directory")):
+        message = f"--keep {keep}: no model can be written there ({reason}); name another folder"
+        with pytest.raises(OSError, match=f"^{re.escape(message)}$"):
+            compare(quick(**BRIEF), ARMS, [0], tmp_path / "pairs.json", keep=keep, progress=False)
+    assert pretended == []
+
+
+def test_the_models_of_another_comparison_are_not_overwritten(tmp_path, pretended):
+    (tmp_path / "dnc_seed1.safetensors").write_bytes(b"a model")
+    message = f"{tmp_path}/dnc_seed1.safetensors is another comparison's model: name another --keep, or move it away"
+    with pytest.raises(FileExistsError, match=f"^{re.escape(message)}$"):
+        compare(quick(**BRIEF), ARMS, [0, 1], tmp_path / "pairs.json", keep=tmp_path, progress=False)
+    assert pretended == []
+    compare(quick(**BRIEF), ARMS, [0], tmp_path / "pairs.json", keep=tmp_path, progress=False)
+    with pytest.warns(UserWarning, match="lacks the models of 2 of"):  # killed after a model, before its result
+        compare(quick(**BRIEF), ARMS, [0, 1], tmp_path / "pairs.json", keep=tmp_path, progress=False)
+    assert len(pretended) == 4
+
+
+def test_what_trainings_done_before_lack_is_told(tmp_path, pretended):
+    output, keep = tmp_path / "pairs.json", tmp_path / "kept"
+    brief(output)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        compare(quick(**BRIEF), ARMS, [0, 1], output, keep=keep, also=["anchor"], progress=False)
+    assert [str(each.message) for each in told] == [
+        f"{keep} lacks the models of 4 of the trainings done before; to keep all, begin anew with another output",
+        "2 of the trainings done before have no accuracy_anchor; to measure all, begin anew with another output",
+    ]

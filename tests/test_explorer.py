@@ -1,6 +1,7 @@
 """dnc_lib/explorer.py; that its page works in a browser is tested in tests/pages."""
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -22,7 +23,7 @@ def drawn(number=25, **changes):
     places, similarity = torch.randn(number, 2, generator=generator), torch.rand(number, 6, generator=generator)
     cases = Cases(own, torch.tensor([0, 0, 1, 1, 2, 2]), torch.randn(6, 2, generator=generator), similarity)
     parts = {"images": images, "labels": torch.arange(number) % 3, "places": places, "cases": cases} | changes
-    return explorer(**parts, classes=CLASSES, colours=COLOURS), parts
+    return explorer(**{"classes": CLASSES, "colours": COLOURS, **parts}), parts
 
 
 def data_of(page):
@@ -85,3 +86,19 @@ def test_bad_input():
     cases = Cases(parts["cases"].images[:5], *list(vars(parts["cases"]).values())[1:])
     with pytest.raises(ValueError, match="each case needs an image, a label, a place and a column of similarities"):
         drawn(cases=cases)
+    for changes, message in (
+        ({"colours": COLOURS[:2]}, "each class needs a colour, got 2 for 3 classes"),
+        ({"labels": torch.full((25,), 3)}, "label 3 of the images is none of 3 classes"),
+        ({"cases": labelled(parts, 0, 0, 1, 1, -1, 2)}, "label -1 of the cases is none of 3 classes"),
+        (
+            {"cases": labelled(parts, 2, 2, 2, 2, 2, 2)},
+            "the cases are of one class: there is no nearest of another to",
+        ),
+        ({"name": "my map"}, "name must begin with a letter and have letters, digits, - and _ alone, got 'my map'"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            drawn(**changes)
+
+
+def labelled(parts, *labels):
+    return dataclasses.replace(parts["cases"], labels=torch.tensor(labels))

@@ -316,6 +316,17 @@ def test_each_recipe_has_its_own_verdict(write):
     ]
 
 
+def test_runs_without_some_classes_say_nothing_of_the_accuracy_on_all(write):
+    few = comparison({"softmax": [90.0], "dnc": [91.0]})
+    few["recipe"] = recipes.get(NAME, leave_out=(3,)).to_dict()
+    for entry in few["results"]:
+        entry["new_classes"] = 50.0
+    found = write(few)
+    assert ledger.judge(CLAIM, found) == [ledger.Verdict(CLAIM, "")]
+    (verdict,) = ledger.judge(dataclasses.replace(CLAIM, metric="new_classes"), found)
+    assert (verdict.n, verdict.recipe) == (1, f"{NAME} leave_out=(3,)")
+
+
 def test_results_of_another_data_set_are_not_asked(write):
     found = write(comparison({"softmax": [90.0], "dnc": [91.0]}))
     assert ledger.judge(dataclasses.replace(CLAIM, dataset="cifar100"), found)[0].verdict == "not run"

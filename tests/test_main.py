@@ -645,3 +645,17 @@ def test_an_error_of_the_program_is_not_hidden(monkeypatch):
     monkeypatch.setattr(training, "train", fails)
     with pytest.raises(RuntimeError, match="mat1"):
         main(["train", "digits_resnet8"])
+
+
+@pytest.mark.parametrize(("arms", "lines"), [(3, 3), (8, 7)])
+def test_of_many_arms_the_pairs_with_the_first_are_printed(monkeypatch, capsys, arms, lines):
+    from dnc_lib import comparisons
+
+    names = [f"dnc momentum=0.{i}" for i in range(arms)]
+    results = [{"arm": name, "seed": seed, "accuracy": 80.0 + seed} for name in names for seed in (0, 1)]
+    manifest = {"arms": dict.fromkeys(names), **comparisons.summarize(results, names)}
+    monkeypatch.setattr(comparisons, "compare", lambda *_, **__: manifest)
+    assert main(["compare", "digits_resnet8", "--output", "pairs.json"]) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if " minus " in line]
+    assert len(printed) == lines
+    assert arms == 3 or all(f"minus {names[0]}: " in line for line in printed)

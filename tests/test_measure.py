@@ -183,3 +183,20 @@ def test_every_name_is_a_module_with_measure():
         spec = find_spec(f"dnc_lib.{name}")
         assert spec is not None
         assert "\ndef measure(" in Path(spec.origin).read_text(encoding="utf-8")
+
+
+def test_the_model_of_another_training_is_refused(tmp_path, answers):
+    """Where the manifest's accuracy is that on the test images, it tells."""
+    manifest, kept = tmp_path / "pairs.json", tmp_path / "kept"
+    compare(quick(epochs=1, train_limit=100), {"dnc": {}}, [0], manifest, keep=kept, progress=False)
+    found = tool.measure(manifest, kept, tmp_path / "out.json", ["hidden_classes"])
+    accuracy = found["results"][0]["accuracy"]
+    values = json.loads(manifest.read_text())
+    values["results"][0]["accuracy"] += 1
+    write_json(values, manifest)
+    message = (
+        f"{kept}/dnc_seed0.safetensors has an accuracy of {accuracy:.2f}, but {manifest} says {accuracy + 1:.2f}: it "
+        f"is another training's model; name the folder of this one"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        tool.measure(manifest, kept, tmp_path / "out.json", ["hidden_classes"])

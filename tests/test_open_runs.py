@@ -150,18 +150,34 @@ def test_exemplars_are_searched_once_and_then_read(streets, searched):
 
 def test_a_training_image_that_has_moved_is_named(streets, searched):
     before = silent(open_run(streets / "run", streets))
-    gone = before.cases[1][0]
-    for kind in ("images", "masks"):
-        (streets / "streets" / kind / "train" / gone.name).unlink()
+    gone = max((case for own in before.cases for case in own), key=lambda case: case.image)  # others go on to the end
+    remove(streets, gone.name)
     with pytest.warns(
         UserWarning,
-        match=r"^the training image \d+\.png, an exemplar, is not where it was \(put it back to get the same "
+        match=rf"^the training image {gone.name}, an exemplar, is not where it was \(put it back to get the same "
         r"exemplars again\): the exemplars are searched anew$",
     ):
         after = open_run(streets / "run", streets).exemplars()
     assert gone.name not in {case.name for own in after.cases for case in own}
     assert silent(open_run(streets / "run", streets)) == after
     assert len(searched) == 2
+
+
+def test_where_another_image_has_gone_no_exemplar_is_named(streets, searched):
+    before = silent(open_run(streets / "run", streets))
+    kept = {case.name for own in before.cases for case in own}
+    others = sorted(path.name for path in (streets / "streets" / "images" / "train").iterdir())
+    gone = next(name for name in others if name not in kept)
+    assert gone < max(kept)  # the numbers of what comes after it have changed
+    remove(streets, gone)
+    with pytest.warns(UserWarning, match=r"^the training data at hand \(streets, training\) has changed since the"):
+        after = open_run(streets / "run", streets).exemplars()
+    assert [[case.name for case in own] for own in after.cases] == [[c.name for c in own] for own in before.cases]
+
+
+def remove(streets, name):
+    for kind in ("images", "masks"):
+        (streets / "streets" / kind / "train" / name).unlink()
 
 
 def test_other_training_data_and_another_model_are_noticed(streets, searched):
@@ -177,12 +193,52 @@ def test_other_training_data_and_another_model_are_noticed(streets, searched):
     assert len(searched) == 3
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"classes": 3, "exemplars": [], "data": "", "model": ""}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"classes": 3, "exemplars": [], "data": "", "model": ""}', "[" * 99999]
+)
 def test_a_damaged_file_of_exemplars(streets, searched, text):
     (streets / "run" / EXEMPLARS).write_text(text)
     with pytest.warns(UserWarning, match=r"exemplars\.json is damaged \(.*\): the exemplars are searched anew$"):
         open_run(streets / "run", streets).exemplars()
     assert json.loads((streets / "run" / EXEMPLARS).read_text())["classes"] == ["sky", "road", "car"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda case: case.update(image=10**6), "there is no training image 1000000"),
+        (lambda case: case.update(image=-1), "there is no training image -1"),
+        (lambda case: case.update(image="3"), "there is no training image 3"),
+        (lambda case: case.update(name="other.png"), r"training image \d+ is \d+\.png, not other\.png"),
+        (lambda case: case.update(similarity="near"), r"the exemplar \d+\.png lacks its similarity or its pixel"),
+        (lambda case: case.pop("row"), r"the exemplar \d+\.png lacks its similarity or its pixel"),
+    ],
+)
+def test_an_exemplar_that_no_search_would_write(streets, searched, change, reason):
+    before = silent(open_run(streets / "run", streets))
+    path = streets / "run" / EXEMPLARS
+    values = json.loads(path.read_text())
+    change(values["exemplars"][2][1])
+    path.write_text(json.dumps(values))
+    with pytest.warns(
+        UserWarning, match=rf"exemplars\.json is damaged \({reason}\): the exemplars are searched anew$"
+    ):
+        assert open_run(streets / "run", streets).exemplars() == before
+    assert silent(open_run(streets / "run", streets)) == before
+
+
+@pytest.mark.parametrize("part", ["classes", "exemplars", "K"])
+def test_exemplars_of_too_few_classes_or_sub_centroids(streets, searched, part):
+    before = silent(open_run(streets / "run", streets))
+    path = streets / "run" / EXEMPLARS
+    values = json.loads(path.read_text())
+    (values["exemplars"][0] if part == "K" else values[part]).pop()
+    path.write_text(json.dumps(values))
+    wanted = f"it must hold 3 x {len(before.cases[0])} exemplars"
+    with pytest.warns(
+        UserWarning, match=rf"exemplars\.json is damaged \({wanted}\): the exemplars are searched anew$"
+    ):
+        assert open_run(streets / "run", streets).exemplars() == before
 
 
 def test_a_folder_that_cannot_be_written_still_gives_exemplars(streets, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 import dnc_lib
 from dnc_lib import load_pretrained, pretrained
 from dnc_lib.checkpoints import read_model
-from dnc_lib.data import DeviceLoader
+from dnc_lib.data import DeviceLoader, load
 from dnc_lib.evaluation import evaluate
 from dnc_lib.exemplars import model_digest
 from dnc_lib.pretrained import available
@@ -129,6 +129,16 @@ def test_the_shipped_exemplars_are_what_the_search_finds(cifar10):
     assert torch.equal(again, theirs)
     said = [case.similarity for own in exemplars.cases for case in own]
     assert [case.similarity for own in found.cases for case in own] == pytest.approx(said, abs=1e-3)
+
+
+@shipped
+def test_exemplars_among_images_of_other_classes_are_refused():
+    train, _ = load("digits")
+    with pytest.raises(
+        ValueError,
+        match=rf"^digits, training has other classes than {NAME}, which knows airplane, automobile, .*, truck$",
+    ):
+        pretrained.pretrained_exemplars(NAME, train)
 
 
 def test_an_unknown_name_has_no_exemplars():

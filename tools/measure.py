@@ -24,6 +24,7 @@ from dnc_lib.checkpoints import read_model
 from dnc_lib.comparisons import summarize
 from dnc_lib.data import data_root, load
 from dnc_lib.evaluation import evaluate
+from dnc_lib.kept import kept_path
 from dnc_lib.loading import Parts, make_loader, prepare_data
 from dnc_lib.recipes import Recipe
 from dnc_lib.records import read_manifest, validate
@@ -32,6 +33,9 @@ from dnc_lib.runs import describe_code, held, write_json
 #: What may be asked: modules of the package with `measure(model, card, parts) -> dict[str, float]`; and whether it
 #: takes a dictionary, as `details`, for what is nested.
 WHAT = {"foreign": True, "calibration": True, "new_classes": False, "hidden_classes": True}
+
+#: Points of accuracy by which two devices may differ on one model.
+SAME = 0.5
 
 _SCORES = ("accuracy", "top5", "loss")  # of a training's entry, what the test images give anew
 _IDENTITY = ("arm", "seed", "train_loss", "seconds")  # two entries that agree in these speak of one training
@@ -63,7 +67,8 @@ def measure(
 
     Raises:
         FileNotFoundError: where a model or the data is not there.
-        ValueError: for a manifest of another kind, other data, or a measure that is no number or has a taken name.
+        ValueError: for a manifest of another kind, other data, a model whose accuracy says that it is another
+            training's, or a measure that is no number or has a taken name.
     """
     found = read_manifest(manifest)
     validate(found, str(manifest))
@@ -97,6 +102,11 @@ def measure(
             if recipe.validation:
                 entry["validation_accuracy"] = entry["accuracy"]
             scores = evaluate(model, make_loader(recipe, parts["test"], card, device))
+            if not recipe.validation and abs(scores["accuracy"] - entry["accuracy"]) > SAME:
+                raise ValueError(
+                    f"{path} has an accuracy of {scores['accuracy']:.2f}, but {manifest} says "
+                    f"{entry['accuracy']:.2f}: it is another training's model; name the folder of this one"
+                )
             entry |= {key: scores[key] for key in _SCORES}
             for name in what:
                 given = importlib.import_module(f"dnc_lib.{name}").measure
@@ -119,7 +129,7 @@ def model_path(kept: Path, entry: dict) -> Path:
     Raises:
         FileNotFoundError: where it is not.
     """
-    path = kept / f"{entry['arm'].replace(' ', '_')}_seed{entry['seed']}.safetensors"
+    path = kept_path(kept, entry["arm"], entry["seed"])
     if not path.is_file():
         raise FileNotFoundError(f"no model at {path}: run the comparison anew with --keep {kept}")
     return path
