@@ -81,7 +81,11 @@ def _train(options: argparse.Namespace) -> int:
     waited = "" if waiting is None else f", {waiting:.0%} of the training steps waiting for data"
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         score = f"mIoU {final['miou']:.2f}" if recipe.decoder else f"accuracy {final['accuracy']:.2f}"
-        print(f"{run.folder}: {score} % in {seconds:.0f} s{waited}")
+        anchors = run.manifest.get("anchoring")
+        before = (
+            "" if anchors is None else f" (before its sub-centroids became training images {anchors['before']:.2f})"
+        )
+        print(f"{run.folder}: {score} %{before} in {seconds:.0f} s{waited}")
     return 0
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from helpers import quick, random_images, trained
 
+from dnc_lib.__main__ import main
 from dnc_lib.anchoring import anchor
 from dnc_lib.comparisons import compare
 from dnc_lib.data import DeviceLoader
@@ -101,6 +102,16 @@ def test_a_training_that_ends_in_anchors(tmp_path):
     embeddings, _ = embed_dataset(opened.model, opened.loader("train"))
     chosen = torch.tensor([[case.image for case in own] for own in stored.cases])
     torch.testing.assert_close(embeddings[chosen], opened.model.head.subcentroids)
+
+
+def test_the_command_tells_the_accuracy_before_and_after(tmp_path, capsys):
+    words = ["train", "digits_resnet8", "--epochs", "1", "--train-limit", "200", "--anchor", "--quiet"]
+    assert main([*words, "--momentum", "0.5", "--output", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "digits_resnet8_dnc_seed0" / "manifest.json").read_text())["anchoring"]
+    wanted = (
+        f"accuracy {report['after']:.2f} % (before its sub-centroids became training images {report['before']:.2f})"
+    )
+    assert wanted in capsys.readouterr().out
 
 
 def test_in_the_last_epochs_they_stand_at_images_and_the_network_goes_on(monkeypatch, tmp_path):
