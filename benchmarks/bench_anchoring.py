@@ -16,7 +16,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--images", type=int, default=50_000, help="training images (default 50,000)")
     options.add_argument("--recipe", default="cifar10_resnet20", help="a recipe (default cifar10_resnet20)")
-    options.add_argument("--rounds", type=int, default=2, help="passes of each (default 2)")
+    options.add_argument("--rounds", type=int, default=5, help="passes of each (default 5)")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     recipe = recipes.get(arguments.recipe)
