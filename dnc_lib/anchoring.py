@@ -13,7 +13,7 @@ from .places import axes
 @torch.no_grad()
 def anchor(model: Model, loader: Passes, *, progress: bool = False) -> tuple[Exemplars, float]:
     """Put each sub-centroid at the embedding of the training image of its class that is nearest to it, no image
-    twice; of a segmenter, at that of the nearest pixel (DNC, section 3.3).
+    twice; of a segmenter, at that of the nearest pixel (Wang et al. 2023).
 
     A pass over the training images finds them, a second one over those alone takes their embeddings. A sub-centroid
     whose class has no image left stays where it is.
