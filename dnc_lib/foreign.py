@@ -12,6 +12,7 @@ from .checkpoints import ModelCard
 from .data import LabelledImages
 from .data.foreign_images import foreign_images
 from .heads import CosineHead, SubCentroidHead
+from .new_classes import class_centres
 
 #: Of the training images, so many are looked at, the classes even; distances to all 45,000 would say the same.
 BANK = 10_000
@@ -177,23 +178,6 @@ class Rater:
         if self.own == "softmax":
             return F.normalize(features, dim=1)
         return self.head.embed(features.to(self.head.norm.weight.device)).cpu()
-
-
-def class_centres(embeddings: Tensor, labels: Tensor, number: int) -> Tensor:
-    """A model's centres after the fact, of any model: the mean direction of each class, or several by k-means.
-
-    Args:
-        embeddings: (N, D).
-        labels: (N,).
-        number: K, of a class.
-
-    Returns:
-        (C * K, D), unit length.
-    """
-    from .classic import NearestSubCentroids  # imports scikit-learn
-
-    estimator = NearestSubCentroids(number, metric="cosine", n_init=3, random_state=0)
-    return torch.from_numpy(estimator.fit(embeddings.numpy(), labels.numpy()).subcentroids_).float()
 
 
 def measure(model: nn.Module, card: ModelCard, parts: dict, details: dict | None = None) -> dict[str, float]:

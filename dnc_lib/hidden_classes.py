@@ -16,7 +16,7 @@ from .data.coarse import COARSE
 from .evaluation import embed_dataset
 from .heads import SubCentroidHead, unit_length
 from .models import ImageClassifier
-from .new_classes import nearest_neighbours, neighbour_votes
+from .new_classes import class_centres, nearest_neighbours, neighbour_votes
 
 #: Neighbours that vote on a hidden class; shuffles of the null; draws of random images.
 NEIGHBOURS, SHUFFLES, DRAWS = 20, 100, 20
@@ -201,7 +201,7 @@ def measure(
             similarity = (asked * own[labels, groups]).sum(1)
             details |= _portrait(groups, similarity, number, *every) | {"classes": list(test.classes)}
 
-    centres = _kmeans(seen, seen_coarse, compared)
+    centres = class_centres(seen, seen_coarse, compared).view(-1, compared, seen.shape[1])
     result |= _scores(nearest_own(asked, labels, centres), compared, *every, suffix="_kmeans")
     drawn = []
     for seed in range(DRAWS):
@@ -264,15 +264,6 @@ def _embedded(model: ImageClassifier, card: ModelCard, data: LabelledImages) -> 
     device = next(model.parameters()).device
     embeddings, labels = embed_dataset(model, DeviceLoader(data, BATCH, card.mean, card.std, device))
     return unit_length(embeddings), labels
-
-
-def _kmeans(embeddings: Tensor, labels: Tensor, number: int) -> Tensor:
-    """(C, K, D) centres of k-means in each class, unit length."""
-    from .classic import NearestSubCentroids
-
-    fitted = NearestSubCentroids(number, metric="cosine", n_init=3, random_state=0)
-    fitted.fit(embeddings.numpy(), labels.numpy())
-    return torch.from_numpy(fitted.subcentroids_).to(embeddings).view(-1, number, embeddings.shape[1])
 
 
 def _random_images(embeddings: Tensor, labels: Tensor, num_classes: int, number: int, seed: int) -> Tensor:

@@ -176,6 +176,23 @@ def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return F.normalize(sums.index_add_(0, labels, unit_length(embeddings)), dim=-1)
 
 
+def class_centres(embeddings: Tensor, labels: Tensor, number: int) -> Tensor:
+    """A model's centres after the fact, of any model: the mean direction of each class, or several by k-means.
+
+    Args:
+        embeddings: (N, D).
+        labels: (N,).
+        number: K, of a class.
+
+    Returns:
+        (C * K, D), unit length.
+    """
+    from .classic import NearestSubCentroids  # imports scikit-learn
+
+    estimator = NearestSubCentroids(number, metric="cosine", n_init=3, random_state=0)
+    return torch.from_numpy(estimator.fit(embeddings.numpy(), labels.numpy()).subcentroids_).float()
+
+
 def nearest_neighbours(queries: Tensor, references: Tensor, neighbours: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
     """The nearest references of each query, by inner product.
 
