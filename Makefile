@@ -7,11 +7,11 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PY := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help book html test lint refresh stamp bench lock clean distclean env
+.PHONY: help book html test lint refresh stamp runs runs-status bench lock clean distclean env
 
 help: ## what there is
 	@echo "make TARGET, with PYTHON=... to choose Python 3.11, 3.12 or 3.13 (now: $(PYTHON))"
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -e 's/:.*## /|/' | while IFS='|' read name what; do printf '  %-10s %s\n' "$$name" "$$what"; done
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -e 's/:.*## /|/' | while IFS='|' read name what; do printf '  %-12s %s\n' "$$name" "$$what"; done
 
 book: env ## run the chapters on this machine and build the pages
 	@$(PY) tools/book.py book
@@ -30,6 +30,12 @@ refresh: env ## run the chapters and write their outputs back (CHAPTER=name for 
 
 stamp: env ## write the Colab cell into every chapter
 	@$(PY) tools/book.py stamp
+
+runs: env ## run what book/runs.yaml still lacks (ONLY="id id", HOURS=2, DEVICE=cuda)
+	@$(PY) tools/runs.py run $(if $(ONLY),--only $(ONLY)) $(if $(HOURS),--hours $(HOURS)) $(if $(DEVICE),--device $(DEVICE))
+
+runs-status: env ## what is there of book/runs.yaml, what is missing, and what that costs
+	@$(PY) tools/runs.py status
 
 bench: env ## how fast, against what
 	@$(PY) tools/book.py bench

@@ -4,7 +4,7 @@ import json
 import statistics as moments
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -32,6 +32,9 @@ _SHARED = (
     *("validation", "train_limit", "leave_out", "precision", "seed"),
 )
 
+#: What may differ from training to training of a comparison that went on later; each entry has its own.
+_MADE_BY = ("code", "generation")
+
 #: What may be done to the sub-centroids of a trained model, each by itself, and measured again.
 ALSO = ("refresh", "anchor")
 
@@ -49,6 +52,7 @@ def compare(
     workers: int = 0,
     progress: bool = True,
     download: bool = False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict:
     """Train every arm with every seed and write one manifest with all results.
 
@@ -70,9 +74,11 @@ def compare(
         workers: processes that read pictures; images in memory need none.
         progress: show a bar, counted in trainings.
         download: fetch the data set if it is not there.
+        stop: asked before each training; once it says yes, the rest is left for another call.
 
     Returns:
-        The manifest: ``results`` has a record for each arm and seed with the last epoch's held-out scores,
+        The manifest: ``results`` has a record for each arm and seed with the scores on the test images after the last
+        epoch (where training images are held out, theirs as ``validation_accuracy``) and the code that ran it,
         ``summary`` mean and deviation of each arm, ``paired`` each difference with its sign-flip p-value.
 
     Raises:
@@ -116,9 +122,12 @@ def compare(
             warn_changed(file, manifest, f"the comparison in {output}")
         started = time.perf_counter()
         for seed, name in tqdm(wanted, unit=" trainings", disable=not progress, desc=recipe.name):
+            if stop():
+                break
             kept = keep and kept_path(keep, name, seed)
             result = fit_once(recipes[name].replace(seed=seed), parts, accelerator, workers, also=also, keep=kept)
-            manifest["results"].append({"arm": name, "seed": seed, **result})
+            made_by = {key: manifest[key] for key in _MADE_BY}
+            manifest["results"].append({"arm": name, "seed": seed, **result, **made_by})
             manifest |= summarize(manifest["results"], list(manifest["arms"]), metric)
             manifest["seconds"] = before + time.perf_counter() - started
             manifest["peak_memory_bytes"] = peak_memory(accelerator.device)
@@ -135,8 +144,8 @@ def fit_once(
     also: Sequence[str] = (),
     keep: Path | None = None,
 ) -> dict:
-    """One training without a run folder: its last record, for scenes with the ``iou`` of each class, and with
-    ``start_kept`` where sub-centroids move.
+    """One training without a run folder: its last record and the scores on the test images, for scenes with the
+    ``iou`` of each class, and with ``start_kept`` where sub-centroids move.
 
     Args:
         recipe: what to train.
@@ -153,9 +162,8 @@ def fit_once(
     fitting.fit()
     task = fitting.task
     result = {key: value for key, value in fitting.curve[-1].items() if key not in _LEFT_OUT}
-    judged, scores = loaders["held_out"] if recipe.validation else loaders["test"], fitting.held_out
-    # Measured as `train` measures what it leaves: in full precision, and where a data set has validation images of
-    # its own, on its test images.
+    judged, scores = loaders["test"], fitting.held_out
+    # Measured as `train` measures what it leaves: in full precision, and on the test images.
     if recipe.precision != "no" or judged is not loaders["held_out"]:
         scores = task.evaluate(model, judged, accelerator.reduce)
     if recipe.anchor:
@@ -164,6 +172,11 @@ def fit_once(
         scores = task.evaluate(model, judged, accelerator.reduce)
         result["anchoring"]["after"] = scores[task.metric]
     result |= {key: scores[key] for key in (*task.measures, *task.details)}
+    if recipe.validation:
+        held_out = fitting.held_out
+        if recipe.precision != "no" or recipe.anchor:
+            held_out = task.evaluate(model, loaders["held_out"], accelerator.reduce)
+        result[f"validation_{task.metric}"] = held_out[task.metric]
     if keep is not None:
         keep.parent.mkdir(parents=True, exist_ok=True)
         save_model(model, card, keep, memory=False)
@@ -202,6 +215,44 @@ def summarize(results: list[dict], arms: list[str], metric: str = "accuracy") ->
                 }
             )
     return {"summary": summary, "paired": paired}
+
+
+def merge(first: dict, second: dict) -> dict:
+    """Two manifests of one comparison as one: trainings made at different times or places.
+
+    Args:
+        first: its trainings come first; where both hold a training, the second's counts.
+        second: says what is known of the machine.
+
+    Raises:
+        ValueError: where they are of different recipes or data, or an arm of one name is two.
+    """
+    if any(first["arms"].get(name, fields) != fields for name, fields in second["arms"].items()):
+        raise ValueError("an arm of one name has other fields in the other manifest: these are two comparisons")
+    same = first["data"] == second["data"] and first["profile"] == second["profile"]
+    if not same or Recipe.from_dict(first["recipe"]) != Recipe.from_dict(second["recipe"]):
+        raise ValueError("these are two comparisons: of different recipes, data or profile")
+    entries = {(each["arm"], each["seed"]): each for each in (*_with_makers(first), *_with_makers(second))}
+    arms, results = first["arms"] | second["arms"], list(entries.values())
+    metric = "miou" if Recipe.from_dict(second["recipe"]).decoder else "accuracy"
+    made = first | second | {"arms": arms, "results": results} | summarize(results, list(arms), metric)
+    made["seconds"] = sum(each["seconds"] for each in results)
+    if "measured" in first and "measured" in second:
+        made["measured"] = {
+            name: {
+                "keys": list(dict.fromkeys(key for each in both for key in each["keys"])),
+                "code": both[-1]["code"],
+            }
+            for name in {**first["measured"], **second["measured"]}
+            for both in [[each["measured"][name] for each in (first, second) if name in each["measured"]]]
+        }
+    return made
+
+
+def _with_makers(manifest: dict) -> list[dict]:
+    """The entries, each with what made it: of those written before that was kept, the manifest's."""
+    known = {"code": manifest["code"], "generation": manifest.get("generation", 1)}
+    return [known | entry for entry in manifest["results"]]
 
 
 def _arms(recipe: Recipe, arms: dict[str, dict]) -> dict[str, Recipe]:
@@ -259,7 +310,7 @@ def _go_on(output: Path, now: dict) -> dict:
         # fields of a recipe that came later have the values that did then what was done
         same = same and Recipe.from_dict(before["recipe"]) == Recipe.from_dict(now["recipe"])
         same = same and all(before["arms"].get(name, changes) == changes for name, changes in arms.items())
-        now["arms"], now["results"] = before["arms"] | arms, list(before["results"])
+        now["arms"], now["results"] = before["arms"] | arms, _with_makers(before)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ValueError(f"{output} is damaged or no comparison ({error}); move it away") from error
     if not same:

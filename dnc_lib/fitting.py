@@ -351,8 +351,8 @@ class Fitting:
         if last or (self.evaluate_every and (self.epoch + 1) % self.evaluate_every == 0):
             self.held_out = self.task.evaluate(self.model, self.loaders["held_out"], self.accelerator.reduce)
             record |= {key: self.held_out[key] for key in self.task.measures}
+        record |= self.model.head.diagnostics()
         if isinstance(self.model.head, SubCentroidHead):
-            record |= self.model.head.diagnostics()
             self.model.head.reset_usage()
         self.curve.append(record)
         self.sums.zero_()

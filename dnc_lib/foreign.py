@@ -11,7 +11,6 @@ from .calibration import fit_temperature, score_images
 from .checkpoints import ModelCard
 from .data import LabelledImages
 from .data.foreign_images import foreign_images
-from .heads import CosineHead, SubCentroidHead
 from .new_classes import class_centres
 
 #: Of the training images, so many are looked at, the classes even; distances to all 45,000 would say the same.
@@ -150,7 +149,7 @@ class Rater:
         self, model: nn.Module, card: ModelCard, train: LabelledImages, held_out: LabelledImages | None = None
     ):
         self.model, self.card, self.head = model, card, model.head
-        self.own = "nearest" if isinstance(self.head, SubCentroidHead | CosineHead) else "softmax"
+        self.own = "softmax" if self.head.class_vectors() is None else "nearest"
         some = train.sample(min(BANK, len(train)))
         self.bank = self._embed(score_images(model, card, some)[0])
         self.centres = {
@@ -168,8 +167,7 @@ class Rater:
             rated["energy_fitted"] = energy(scores, self.temperature)
         rated["knn"] = knn(embedded, self.bank, min(NEIGHBOURS, len(self.bank)))
         if self.own == "nearest":
-            vectors = self.head.subcentroids if isinstance(self.head, SubCentroidHead) else self.head.prototypes
-            rated["nearest"] = nearest_subcentroid(embedded, vectors.detach().cpu())
+            rated["nearest"] = nearest_subcentroid(embedded, self.head.class_vectors().cpu())
         return rated | {name: nearest_subcentroid(embedded, centres) for name, centres in self.centres.items()}
 
     @torch.no_grad()

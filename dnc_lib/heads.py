@@ -8,10 +8,14 @@ All three keep one contract, so a network, a training loop or a chapter swaps th
 * ``head.diagnostics()`` gives a few numbers worth logging.
 """
 
+import difflib
+import inspect
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .collapse import within_class_cosine
 from .grouping import ClassTiles, block_length
 from .memory import EmbeddingMemory
 from .nearest_scores import nearest_scores
@@ -92,6 +96,10 @@ class Head(nn.Module):
     def estimate(self, x: Tensor, labels: Tensor) -> None:
         """Nothing to estimate."""
 
+    def class_vectors(self) -> Tensor | None:
+        """The vectors that stand for the classes, by direction: (C, K, D), unit length; none of a linear layer."""
+        return None
+
     def diagnostics(self) -> dict[str, float]:
         """Numbers worth logging; none here."""
         return {}
@@ -148,27 +156,61 @@ class NormalizedHead(Head):
 
 
 class CosineHead(NormalizedHead):
-    """One *learned* prototype a class, with DNC's normalisation and temperature.
+    """K *learned* prototypes of each class, with DNC's normalisation and temperature.
 
-    The control for what the normalisation does alone: everything as in :class:`SubCentroidHead`, but the class
-    vectors are parameters moved by the gradient.
+    The control for who moves the vectors: everything as in :class:`SubCentroidHead`, the largest similarity of a
+    class included, but the vectors are parameters, moved by the gradient. With one per class it is the cosine
+    classifier; with several it has the vectors of SoftTriple (Qian et al. 2019) and the maximum over them of
+    sub-center ArcFace (Deng et al. 2020).
 
     Args:
         dim: D, width of the features.
         num_classes: C, how many classes there are.
         temperature: see :class:`NormalizedHead`.
         ignore_index: label left out.
+        num_prototypes: K, learned vectors of each class.
+
+    Attributes:
+        prototypes: parameter (C K, D), the K of a class one after another; any length.
+
+    Raises:
+        ValueError: for fewer than one prototype per class.
     """
 
-    def __init__(self, dim: int, num_classes: int, temperature: float = 0.1, ignore_index: int = -100):
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        temperature: float = 0.1,
+        ignore_index: int = -100,
+        num_prototypes: int = 1,
+    ):
         super().__init__(dim, num_classes, temperature, ignore_index)
-        self.prototypes = nn.Parameter(random_unit_vectors(num_classes, dim))
+        if num_prototypes < 1:
+            raise ValueError(f"num_prototypes must be 1 or more, got {num_prototypes}")
+        self.num_prototypes = num_prototypes
+        self.prototypes = nn.Parameter(random_unit_vectors(num_classes * num_prototypes, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., C)."""
+        """(..., D) -> (..., C), similarity to the nearest prototype of each class over the temperature."""
         x = self.embed(x)
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x, F.normalize(self.prototypes, dim=-1)) / self.temperature
+            scores = F.linear(x, F.normalize(self.prototypes, dim=-1)) / self.temperature  # (..., C K)
+        if self.num_prototypes == 1:
+            return scores
+        return scores.unflatten(-1, (self.num_classes, self.num_prototypes)).amax(-1)
+
+    def class_vectors(self) -> Tensor:
+        """The prototypes as directions: (C, K, D), unit length."""
+        return F.normalize(self.prototypes.detach(), dim=-1).unflatten(0, (self.num_classes, self.num_prototypes))
+
+    def diagnostics(self) -> dict[str, float]:
+        """``within_class_cosine``, where there are several: mean cosine between two of a class (1: they are one)."""
+        return {"within_class_cosine": within_class_cosine(self.class_vectors())} if self.num_prototypes > 1 else {}
+
+    def extra_repr(self) -> str:
+        parts = f"{super().extra_repr()}, num_prototypes={self.num_prototypes}"
+        return f"{parts}, temperature={self.temperature}"
 
 
 class SubCentroidHead(NormalizedHead):
@@ -279,6 +321,10 @@ class SubCentroidHead(NormalizedHead):
     def _scaled(self, nearest: Tensor) -> Tensor:
         """Similarities (..., C) to each class's nearest sub-centroid, as scores."""
         return nearest / self.temperature if self.class_norm is None else self.class_norm(nearest)
+
+    def class_vectors(self) -> Tensor:
+        """The sub-centroids: (C, K, D), unit length."""
+        return self.subcentroids
 
     @torch.no_grad()
     def update(self, x: Tensor, labels: Tensor) -> None:
@@ -459,11 +505,8 @@ class SubCentroidHead(NormalizedHead):
         seen = usage.sum(1) > 0
         entropy = -(usage[seen] * usage[seen].clamp_min(1e-12).log()).sum(1)
         effective = entropy.exp().mean() / self.num_subcentroids if seen.any() else usage.new_zeros(())
-        k = self.num_subcentroids
-        gram = self.subcentroids @ self.subcentroids.transpose(1, 2)  # (C, K, K)
-        off = (gram.sum((1, 2)) - gram.diagonal(dim1=1, dim2=2).sum(1)) / max(k * (k - 1), 1)
-        within = off.mean() if k > 1 else gram.new_ones(())
-        return {"drift": drift.item(), "usage": effective.item(), "within_class_cosine": within.item()}
+        within = within_class_cosine(self.subcentroids)
+        return {"drift": drift.item(), "usage": effective.item(), "within_class_cosine": within}
 
     def extra_repr(self) -> str:
         parts = [super().extra_repr(), f"num_subcentroids={self.num_subcentroids}", f"momentum={self.momentum}"]
@@ -493,26 +536,38 @@ def _move(subcentroids: Tensor, moved: Tensor, sums: Tensor, counts: Tensor, kee
 
 HEADS = ("softmax", "cosine", "frozen", "dnc")
 
+#: Settings that a head takes besides its width and its number of classes, by the name of its arm.
+_SETTINGS = {
+    name: tuple(inspect.signature(kind).parameters)[2:]
+    for name, kind in {
+        "softmax": SoftmaxHead, "cosine": CosineHead, "frozen": SubCentroidHead, "dnc": SubCentroidHead
+    }.items()
+}  # fmt: skip
+
 
 def build_head(name: str, dim: int, num_classes: int, **settings) -> Head:
     """A head by the name of its arm.
 
     Args:
-        name: ``"softmax"``, ``"cosine"``, ``"frozen"`` (sub-centroids at random, never moved) or ``"dnc"``.
+        name: ``"softmax"``, ``"cosine"`` (learned prototypes), ``"frozen"`` (sub-centroids at random, never moved) or
+            ``"dnc"``.
         dim: D, width of the features.
         num_classes: C, how many classes there are.
-        settings: of :class:`SubCentroidHead`; a head takes those that concern it.
+        settings: of any of these heads; each takes those that concern it, so that arms share one set.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or settings that no head has, with the nearest one.
     """
-    common = {key: settings[key] for key in ("ignore_index",) if key in settings}
+    if name not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}, got {name!r}")
+    known = sorted({setting for each in _SETTINGS.values() for setting in each})
+    if unknown := sorted(set(settings) - set(known)):
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"no head has a setting {unknown[0]!r}.{hint} There are: {', '.join(known)}")
+    own = {key: value for key, value in settings.items() if key in _SETTINGS[name]}
     if name == "softmax":
-        return SoftmaxHead(dim, num_classes, **common)
+        return SoftmaxHead(dim, num_classes, **own)
     if name == "cosine":
-        return CosineHead(dim, num_classes, settings.get("temperature", 0.1), **common)
-    if name == "frozen":
-        return SubCentroidHead(dim, num_classes, **{**settings, "frozen": True})
-    if name == "dnc":
-        return SubCentroidHead(dim, num_classes, **settings)
-    raise ValueError(f"head must be one of {', '.join(HEADS)}, got {name!r}")
+        return CosineHead(dim, num_classes, **own)
+    return SubCentroidHead(dim, num_classes, **(own | {"frozen": True} if name == "frozen" else own))

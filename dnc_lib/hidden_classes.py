@@ -14,7 +14,7 @@ from .checkpoints import ModelCard
 from .data import DeviceLoader, LabelledImages, load
 from .data.coarse import COARSE
 from .evaluation import embed_dataset
-from .heads import SubCentroidHead, unit_length
+from .heads import unit_length
 from .models import ImageClassifier
 from .new_classes import class_centres, nearest_neighbours, neighbour_votes
 
@@ -161,8 +161,9 @@ def measure(
             ``classes`` has the F names.
 
     Returns:
-        For sub-centroids with K of 2 or more: ``nmi``, ``nmi_null`` (shuffled groups, mean; ``nmi_null_high``: the
-        largest), ``purity``, ``purity_null``, ``fine_covered`` (a number: hidden classes with a group of their own).
+        For sub-centroids, or learned prototypes, with K of 2 or more: ``nmi``, ``nmi_null`` (shuffled groups, mean;
+        ``nmi_null_high``: the largest),
+        ``purity``, ``purity_null``, ``fine_covered`` (a number: hidden classes with a group of their own).
         For every model: ``nmi_kmeans``, ``purity_kmeans``, ``fine_covered_kmeans`` (k-means on its embeddings),
         ``nmi_images``, ``purity_images``, ``fine_covered_images`` (K random training images as centroids, mean over
         draws), ``fine_knn`` (the fine class, among all, by the ``NEIGHBOURS`` nearest of ``TRAINING_IMAGES`` training
@@ -185,8 +186,9 @@ def measure(
     compared = int(torch.bincount(homes).max())  # K of the groups that every model gets
     every = (labels, hidden, card, test.num_classes)
 
-    if isinstance(model.head, SubCentroidHead) and model.head.num_subcentroids > 1:
-        own = model.head.subcentroids.cpu()
+    own = model.head.class_vectors()
+    if own is not None and own.shape[1] > 1:
+        own = own.cpu()
         groups, number = nearest_own(asked, labels, own), own.shape[1]
         result |= _scores(groups, number, *every)
         nulls = [

@@ -118,6 +118,7 @@ def extended_head(
     if isinstance(head, CosineHead):
         means = class_means(head.embed(features), labels, num_new)
         larger = copy.deepcopy(head)
+        means = means.repeat_interleave(head.num_prototypes, dim=0)  # copies of one change no score
         larger.prototypes = torch.nn.Parameter(torch.cat([head.prototypes, means.to(head.prototypes)]))
     elif isinstance(head, SubCentroidHead) and head.class_norm is None:
         larger = copy.deepcopy(head)

@@ -13,14 +13,21 @@ from functools import cache
 from pathlib import Path
 
 from . import recipes
+from .heads import HEADS
 from .recipes import Recipe, parse_arm
 
 SCHEMA = Path(__file__).with_name("schemas") / "manifest.json"
 
 _OWN = ("name", "head", "seed")  # fields that name a training; all others describe it
-_FEW = {"softmax": (), "cosine": ("temperature",), "frozen": ("num_subcentroids", "temperature", "scale_by")}
+_FEW = {
+    "softmax": (),
+    "cosine": ("num_prototypes", "temperature"),
+    "frozen": ("num_subcentroids", "temperature", "scale_by"),
+}
 #: What says when and how sub-centroids move, besides the settings of their head.
 _UPDATES = {"update_after", "update_every", "refresh", "refresh_epochs", "anchor", "anchor_epochs", "pixels"}
+#: Numbers of an outcome that are none of its scores.
+_NO_SCORES = ("seed", "seconds", "generation")
 _APART = {"validation": "{} training images held out", "train_limit": "trained on {} images"}
 _WRITERS = "`dnc train` and `dnc compare` write manifests"
 
@@ -40,6 +47,9 @@ class Record:
         commit: of the code, with ``+`` after it where the checkout had changes; ``None`` where it is not known.
         seconds: of wall time.
         file: the manifest's name.
+        device: kind of device, ``cpu`` or ``cuda``.
+        processes: how many shared each batch.
+        generation: of the code, see :data:`dnc_lib.training.GENERATION`.
         apart: why it takes part in no verdict; empty for one that does.
     """
 
@@ -53,6 +63,9 @@ class Record:
     commit: str | None
     seconds: float
     file: str
+    device: str = "cpu"
+    processes: int = 1
+    generation: int = 1
     apart: str = ""
 
 
@@ -148,15 +161,21 @@ def validate(manifest: dict, name: str = "the manifest") -> None:
 # --- names ----------------------------------------------------------------------------------------------------------
 
 
-def canonical_arm(text: str, recipe: str) -> str:
+def canonical_arm(text: str, recipe: str, shared: Recipe | None = None) -> str:
     """An arm as records of this recipe name it: fields in the recipe's order, those that change nothing left out.
 
     Args:
         text: a head and what is changed, see :func:`dnc_lib.recipes.parse_arm`.
         recipe: a recipe's name, as a record has it.
+        shared: what the arm changes, where that is not the recipe as the package has it.
     """
     base = _base(recipe.partition(" ")[0])
-    return _arm({**base, **parse_arm(text)}, base)
+    return _arm({**(base if shared is None else shared.to_dict()), **parse_arm(text)}, base)
+
+
+def canonical_recipe(recipe: Recipe) -> str:
+    """A recipe as records name it: its name, and the fields, head apart, in which it differs from the package's."""
+    return _recipe(recipe.to_dict(), _base(recipe.name))
 
 
 def arm_fields(head: str) -> tuple[str, ...]:
@@ -173,7 +192,7 @@ def _arm(fields: dict, base: dict) -> str:
 
 
 def _recipe(fields: dict, base: dict) -> str:
-    beside = {*_OWN, *arm_fields("dnc")}
+    beside = {*_OWN, *(field for head in HEADS for field in arm_fields(head))}
     changed = [f"{field}={fields[field]}" for field in base if field not in beside and fields[field] != base[field]]
     return " ".join([fields["name"], *changed])
 
@@ -195,19 +214,22 @@ def _record(fields: dict, outcome: dict, manifest: dict, file: str, apart: str) 
         fields = Recipe.from_dict(fields).to_dict()  # a field that came later: its default is what was done before
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    base, code = _base(fields["name"]), manifest["code"]
+    base, code = _base(fields["name"]), outcome.get("code", manifest["code"])
     reasons = [apart, *(text.format(fields[field]) for field, text in _APART.items() if fields[field] != base[field])]
     return Record(
         recipe=_recipe(fields, base),
         dataset=fields["dataset"],
         arm=_arm(fields, base),
         seed=outcome["seed"],
-        scores={k: v for k, v in outcome.items() if type(v) in (int, float) and k not in ("seed", "seconds")},
+        scores={k: v for k, v in outcome.items() if type(v) in (int, float) and k not in _NO_SCORES},
         data={part: each["digest"] for part, each in manifest["data"].items()},
         hardware=_hardware(manifest),
         commit=code["commit"] and code["commit"] + "+" * bool(code["dirty"]),
         seconds=outcome["seconds"],
         file=file,
+        device=manifest["device"],
+        processes=manifest["processes"],
+        generation=outcome.get("generation", manifest.get("generation", 1)),
         apart=", ".join(filter(None, reasons)),
     )
 

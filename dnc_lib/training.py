@@ -35,6 +35,10 @@ from .snapshots import Snapshots
 
 PROFILES = ("full", "smoke")
 
+#: Counts the changes of code after which a training gives other results than rounding explains. A test holds short
+#: trainings to their recorded losses; whoever changes what they compute counts on here, and records them anew.
+GENERATION = 1
+
 
 def train(
     recipe: Recipe,
@@ -169,6 +173,7 @@ def describe(recipe: Recipe, parts: Parts, accelerator: Accelerator, profile: st
             part: {"name": data.name, "images": len(data), "digest": data.digest()} for part, data in parts.items()
         },
         "code": describe_code(),
+        "generation": GENERATION,
         "processes": accelerator.num_processes,
         **describe_machine(accelerator.device),
     }

@@ -20,7 +20,8 @@ def test_every_recipe_is_a_function_of_its_own_name(name):
     for word in ("Expect", "Time", "Data"):
         assert word in described
     network = name.removeprefix(f"{recipe.dataset}_").removesuffix("_as_released").removesuffix("_zoo")
-    network = {"subset": "fast_narrow", "short": "fast_narrow"}.get(network, network)  # named after their purpose
+    purposes = ("subset", "ablation", "short", "cifar100_superclasses")
+    network = "fast_narrow" if network in purposes else network
     decoder, _, backbone = network.partition("_") if recipe.decoder else ("", "", network)
     assert (decoder, backbone in recipe.backbone) == (recipe.decoder, True)
 

@@ -3,10 +3,10 @@
     python tools/measure.py MANIFEST KEPT OUTPUT --what foreign calibration
 
 MANIFEST is what `dnc compare ... --output MANIFEST --keep KEPT` wrote. OUTPUT is a manifest of the same trainings:
-each entry of `results` has the new measures, and its accuracy is that on the test images. MANIFEST's own, where that
-was of held-out training images, stays as `validation_accuracy`. What OUTPUT already holds of the same training from
-another --what stays too; that from the same one is replaced. `measured` says which keys each --what gave, and by
-which code. With --details, histograms and reliability bins go to a file of OUTPUT's name in a folder `details` there.
+each entry of `results` has the new measures, and its accuracy is that on the test images. What OUTPUT already holds
+of the same training from another --what stays too; that from the same one is replaced. `measured` says which keys
+each --what gave, and by which code. With --details, histograms and reliability bins go to a file of OUTPUT's name in
+a folder `details` there.
 """
 
 import argparse
@@ -99,10 +99,11 @@ def measure(
             started = time.perf_counter()
             model, card = read_model(path, device)
             model = model.to(memory_format=torch.channels_last)
-            if recipe.validation:
+            before_that = recipe.validation and "validation_accuracy" not in entry
+            if before_that:  # as `dnc compare` wrote it until it measured both
                 entry["validation_accuracy"] = entry["accuracy"]
             scores = evaluate(model, make_loader(recipe, parts["test"], card, device))
-            if not recipe.validation and abs(scores["accuracy"] - entry["accuracy"]) > SAME:
+            if not before_that and abs(scores["accuracy"] - entry["accuracy"]) > SAME:
                 raise ValueError(
                     f"{path} has an accuracy of {scores['accuracy']:.2f}, but {manifest} says "
                     f"{entry['accuracy']:.2f}: it is another training's model; name the folder of this one"

@@ -36,6 +36,7 @@ _RANGES = (
         lambda x: x >= 1,
         (
             *("epochs", "evaluate_every", "batch_size", "accumulate", "num_subcentroids", "channels", "pixels"),
+            "num_prototypes",
             "update_every",
         ),
     ),
@@ -137,6 +138,7 @@ class Recipe:
         cutmix: strength of CutMix; 0 for none.
         mix_probability: share of batches that are mixed; mixed ones never move sub-centroids.
         num_subcentroids: K, of each class.
+        num_prototypes: learned prototypes of each class, of the head ``cosine``.
         momentum: mu, the share of the old sub-centroid kept at an update.
         temperature: of every head but softmax.
         memory_size: past embeddings that take part in the update; 0 for none.
@@ -211,6 +213,7 @@ class Recipe:
     cutmix: float = 0.0
     mix_probability: float = 1.0
     num_subcentroids: int = 4
+    num_prototypes: int = 1
     momentum: float = 0.999
     temperature: float = 0.1
     memory_size: int = 12_800
@@ -314,6 +317,8 @@ class Recipe:
         names = ("num_subcentroids", "momentum", "temperature", "memory_size", "assignment", "epsilon")
         names = (*names, "correct_only", "start", "spread", "scale_by", "seed")
         settings = {name: getattr(self, name) for name in names}
+        if self.head == "cosine":
+            settings["num_prototypes"] = self.num_prototypes
         return settings | ({"ignore_index": IGNORED} if self.decoder else {})
 
     def start_kept(self, updates: int) -> float:
