@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from .claims import Claim, Published, as_printed, load_claims, load_literature
 from .records import Record, canonical_arm, load_results, validate
-from .statistics import paired, verdict
+from .statistics import holm, paired, verdict
 
 __all__ = [
-    "Claim", "Difference", "Published", "Record", "Row", "Verdict", "judge", "ledger", "load_claims",
-    "load_literature", "load_results", "pairs", "runs_of", "validate",
+    "Claim", "Difference", "Family", "Published", "Record", "Row", "Verdict", "families", "judge", "ledger",
+    "load_claims", "load_literature", "load_results", "pairs", "runs_of", "say", "unlike", "validate",
 ]  # fmt: skip
 
 
@@ -50,12 +50,15 @@ class Verdict:
         low: lower end of the 95 % interval of the mean; ``None`` with fewer than two pairs.
         high: upper end.
         p: of the two-sided sign-flip test; ``None`` without a pair.
+        p_t: of the t test whose interval this is; ``None`` with fewer than two pairs.
         verdict: in words, see :func:`dnc_lib.statistics.verdict`.
         seeds: (n,) of the pairs.
         first: (n,) scores of the claim's first arm.
         second: (n,) scores of the second.
         hardware: what they ran on, each kind once.
         commits: of the code that ran them, each once; see :class:`dnc_lib.records.Record`.
+        unlike: runs of a common seed that are no pair, and in what they differ; see :func:`unlike`.
+        beside: why this verdict stands beside the others; see :class:`dnc_lib.records.Record`.
     """
 
     claim: Claim
@@ -65,17 +68,35 @@ class Verdict:
     low: float | None = None
     high: float | None = None
     p: float | None = None
+    p_t: float | None = None
     verdict: str = "not run"
     seeds: tuple[int, ...] = ()
     first: tuple[float, ...] = ()
     second: tuple[float, ...] = ()
     hardware: tuple[str, ...] = ()
     commits: tuple[str | None, ...] = ()
+    unlike: tuple[str, ...] = ()
+    beside: str = ""
 
     @property
     def differences(self) -> list[float]:
         """(n,) first arm minus second, one a seed, in points."""
         return [a - b for a, b in zip(self.first, self.second, strict=True)]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Verdicts that rest on common runs, so that one lucky run moves them all.
+
+    Attributes:
+        recipe: of the runs.
+        verdicts: those that have an interval.
+        adjusted: p of the t test of each after Holm's correction for all of the family.
+    """
+
+    recipe: str
+    verdicts: tuple[Verdict, ...]
+    adjusted: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -120,9 +141,10 @@ def runs_of(records: Iterable[Record], recipe: str, arm: str) -> dict[int, Recor
 
 
 def pairs(records: Sequence[Record], recipe: str, arms: Sequence[str]) -> list[tuple[Record, Record]]:
-    """The records of two arms that share a seed, in the order of the seeds.
+    """The records of two arms that share a seed and differ in nothing but the arm, in the order of the seeds.
 
-    Whatever else decides a training is equal: where it is not, records have another recipe or another arm.
+    Recipe and seed are equal by their names; data, kind of device, number of processes and generation of the code are
+    compared. What :func:`unlike` names is left out.
 
     Args:
         records: from :func:`load_results`.
@@ -130,18 +152,35 @@ def pairs(records: Sequence[Record], recipe: str, arms: Sequence[str]) -> list[t
         arms: two, see :func:`runs_of`.
 
     Raises:
-        ValueError: where two records of a seed disagree, or the two of a pair did not see the same data.
+        ValueError: where two records of a seed disagree.
     """
+    return [both for both in _of_common_seeds(records, recipe, arms) if not _unlike(*both)]
+
+
+def unlike(records: Sequence[Record], recipe: str, arms: Sequence[str]) -> list[str]:
+    """In words, the runs of two arms that share a seed and yet are no pair, and in what they differ.
+
+    Args:
+        records: see :func:`pairs`, as the other two.
+        recipe: as a record names it.
+        arms: two.
+    """
+    found = _of_common_seeds(records, recipe, arms)
+    return [f"seed {a.seed}: {what}" for a, b in found if (what := _unlike(a, b))]
+
+
+def _of_common_seeds(records: Sequence[Record], recipe: str, arms: Sequence[str]) -> list[tuple[Record, Record]]:
     first, second = (runs_of(records, recipe, arm) for arm in arms)
-    found = [(first[seed], second[seed]) for seed in first if seed in second]
-    for a, b in found:
-        for part in {**a.data, **b.data}:
-            if a.data.get(part) != b.data.get(part):
-                raise ValueError(
-                    f"{a.file} and {b.file} cannot be paired: they saw different data ({part}: digests "
-                    f"{a.data.get(part)} and {b.data.get(part)})"
-                )
-    return found
+    return [(first[seed], second[seed]) for seed in first if seed in second]
+
+
+def _unlike(a: Record, b: Record) -> str:
+    """What keeps two runs from being a pair; empty for a pair."""
+    told = [f"{part} data" for part in {**a.data, **b.data} if a.data.get(part) != b.data.get(part)]
+    for field, name in (("device", "device"), ("processes", "processes"), ("generation", "generation of the code")):
+        ours, theirs = getattr(a, field), getattr(b, field)
+        told += [f"{name} {ours} and {theirs}"] * (ours != theirs)
+    return ", ".join(told)
 
 
 def judge(claim: Claim, records: Sequence[Record]) -> list[Verdict]:
@@ -180,9 +219,9 @@ def ledger(claims: Iterable[Claim], records: Sequence[Record], literature: Seque
 def _judge(claim: Claim, records: Sequence[Record], recipe: str) -> Verdict:
     if len({canonical_arm(arm, recipe) for arm in claim.arms}) == 1:  # by this recipe the two arms are one
         return Verdict(claim, recipe)
-    found = pairs(records, recipe, claim.arms)
+    found, strange = pairs(records, recipe, claim.arms), tuple(unlike(records, recipe, claim.arms))
     if not found:
-        return Verdict(claim, recipe)
+        return Verdict(claim, recipe, unlike=strange)
     members = [record for pair in found for record in pair]
     if not any(claim.metric in record.scores for record in members):  # these were not asked for it
         return Verdict(claim, recipe)
@@ -200,13 +239,60 @@ def _judge(claim: Claim, records: Sequence[Record], recipe: str) -> Verdict:
         result.low if several else None,
         result.high if several else None,
         result.p,
+        result.p_t if several else None,
         verdict([a - b for a, b in zip(first, second, strict=True)], claim.margin, claim.pairs),
         tuple(record.seed for record, _ in found),
         first,
         second,
         tuple(sorted({record.hardware for record in members})),
         tuple(dict.fromkeys(record.commit for record in members)),
+        strange,
+        members[0].beside,
     )
+
+
+def say(found: Verdict) -> str:
+    """A verdict as a sentence, with all that it rests on.
+
+    Args:
+        found: see :func:`judge`.
+    """
+    first, second = found.claim.arms
+    where = f"On {found.recipe or found.claim.dataset}"
+    if not found.n:
+        return f"{where}: {first} against {second} was not run."
+    unit = {"accuracy": "points", "miou": "points of mIoU"}.get(found.claim.metric, f"points of {found.claim.metric}")
+    way = f"{abs(found.mean):.2f} {unit} {'above' if found.mean > 0 else 'below'}"
+    rests = f"{found.n} pair{'s' * (found.n != 1)}"
+    if found.low is not None:
+        rests += f", 95 % interval {found.low:+.2f} to {found.high:+.2f}, sign-flip p = {found.p:.2g}"
+    return f"{where}, {first} is {way} {second} ({rests}): {found.verdict}."
+
+
+def families(verdicts: Iterable[Verdict]) -> list[Family]:
+    """Verdicts of one recipe that share an arm, directly or through others, and so the luck of its runs.
+
+    Args:
+        verdicts: see :func:`judge`; those without an interval are passed over.
+
+    Returns:
+        Families of two or more, in the order of their first verdict.
+    """
+    groups: list[tuple[str, set[str], list[Verdict]]] = []
+    for each in verdicts:
+        if each.p_t is None:
+            continue
+        arms = {f"{each.claim.metric} {canonical_arm(arm, each.recipe)}" for arm in each.claim.arms}
+        joined = [group for group in groups if group[0] == each.recipe and group[1] & arms]
+        members = [member for group in joined for member in group[2]] + [each]
+        place = groups.index(joined[0]) if joined else len(groups)
+        groups = [group for group in groups if group not in joined]
+        groups.insert(place, (each.recipe, arms.union(*(group[1] for group in joined)), members))
+    return [
+        Family(recipe, tuple(members), tuple(holm([member.p_t for member in members])))
+        for recipe, _, members in groups
+        if len(members) > 1
+    ]
 
 
 def _differences(claim: Claim, literature: Sequence[Published]) -> dict[str, list[Difference]]:

@@ -135,7 +135,7 @@ def show_photographs(fig: Figure) -> None:
 #: The colour of a verdict; none of them is an arm's. Beside it the verdict always stands in words.
 VERDICT_COLOURS = {
     "held here": "#1B7837",
-    "contradicted": "#762A83",
+    "contradicted on this recipe": "#762A83",
     "equivalent": "#1A1A1A",
     "inconclusive": "#8C6D1F",
     "not run": "#707070",

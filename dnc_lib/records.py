@@ -29,6 +29,8 @@ _UPDATES = {"update_after", "update_every", "refresh", "refresh_epochs", "anchor
 #: Numbers of an outcome that are none of its scores.
 _NO_SCORES = ("seed", "seconds", "generation")
 _APART = {"validation": "{} training images held out", "train_limit": "trained on {} images"}
+#: Recipes whose test images helped to choose settings of others.
+_CHOSE = {"cifar10_subset": "its test images helped to choose settings"}
 _WRITERS = "`dnc train` and `dnc compare` write manifests"
 
 
@@ -51,6 +53,7 @@ class Record:
         processes: how many shared each batch.
         generation: of the code, see :data:`dnc_lib.training.GENERATION`.
         apart: why it takes part in no verdict; empty for one that does.
+        beside: why its verdicts stand beside the others and not among them; empty for most.
     """
 
     recipe: str
@@ -67,6 +70,7 @@ class Record:
     processes: int = 1
     generation: int = 1
     apart: str = ""
+    beside: str = ""
 
 
 def load_results(folder: str | Path) -> list[Record]:
@@ -215,6 +219,7 @@ def _record(fields: dict, outcome: dict, manifest: dict, file: str, apart: str) 
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     base, code = _base(fields["name"]), outcome.get("code", manifest["code"])
+    limit = fields["train_limit"]
     reasons = [apart, *(text.format(fields[field]) for field, text in _APART.items() if fields[field] != base[field])]
     return Record(
         recipe=_recipe(fields, base),
@@ -231,6 +236,7 @@ def _record(fields: dict, outcome: dict, manifest: dict, file: str, apart: str) 
         processes=manifest["processes"],
         generation=outcome.get("generation", manifest.get("generation", 1)),
         apart=", ".join(filter(None, reasons)),
+        beside=", ".join(filter(None, (limit and f"{limit:,} training images", _CHOSE.get(fields["name"])))),
     )
 
 

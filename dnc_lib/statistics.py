@@ -16,7 +16,11 @@ EXACT_PAIRS = 40
 DRAWS = 99_999
 
 #: What :func:`verdict` can say.
-VERDICTS = ("not run", "inconclusive", "held here", "contradicted", "equivalent")
+VERDICTS = ("not run", "inconclusive", "held here", "contradicted on this recipe", "equivalent")
+
+#: Paired seeds without which nothing is decided, in the ledger and anywhere else: with fewer, all signs alike would
+#: still come up more than once in twenty times by luck (2 / 2^5 = 0.062).
+PAIRS = 6
 
 _CHUNK = 2**20  # signs or sums in memory at a time
 _QUANTILES = 4096  # of the chi-square distribution, to average over
@@ -36,6 +40,8 @@ class Paired:
         p: of the sign-flip test. If the arms were interchangeable, so that each difference could as well have had
             the other sign, a mean at least this far from 0 would come up with probability p. It is *not* the
             probability that the arms are equal, and a large p does not show that they are.
+        p_t: of the two-sided t test whose interval this is: below 1 - level exactly where the interval leaves out 0;
+            NaN for one pair.
     """
 
     n: int
@@ -44,6 +50,7 @@ class Paired:
     low: float
     high: float
     p: float
+    p_t: float
 
 
 @dataclass(frozen=True)
@@ -225,7 +232,31 @@ def pairs_needed(difference: float, sd: float, power: float = 0.8, level: float 
     return high
 
 
-def verdict(differences: Sequence[float], margin: float, pairs: int, level: float = 0.95) -> str:
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjusted p of several tests, so that all of a family together err once in twenty times, not each (Holm 1979).
+
+    The smallest p is multiplied by their number n, the next by n - 1, and so on; none may fall below the one before.
+
+    Args:
+        p: (n,) of the tests, in any order.
+
+    Returns:
+        (n,) in the same order, at most 1.
+
+    Raises:
+        ValueError: for one that is no probability.
+    """
+    for each in p:
+        if not 0 <= each <= 1:
+            raise ValueError(f"p must lie in [0, 1], got {each}")
+    adjusted, highest = [0.0] * len(p), 0.0
+    for place, index in enumerate(sorted(range(len(p)), key=lambda each: p[each])):
+        highest = max(highest, min(1.0, (len(p) - place) * p[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def verdict(differences: Sequence[float], margin: float, pairs: int = PAIRS, level: float = 0.95) -> str:
     """What paired runs say of the claim that the first arm beats the second.
 
     Args:
@@ -236,8 +267,8 @@ def verdict(differences: Sequence[float], margin: float, pairs: int, level: floa
 
     Returns:
         The first that fits: ``not run`` (no pair), ``inconclusive`` (fewer than ``pairs``), ``held here`` (the
-        interval is above 0), ``contradicted`` (below 0), ``equivalent`` (within the margin on either side),
-        ``inconclusive``.
+        interval is above 0), ``contradicted on this recipe`` (below 0), ``equivalent`` (within the margin on either
+        side), ``inconclusive``.
 
     Raises:
         ValueError: for a difference that is not finite, a negative margin, or a level outside 0..1.
@@ -253,17 +284,26 @@ def verdict(differences: Sequence[float], margin: float, pairs: int, level: floa
     if interval.low > 0:
         return "held here"
     if interval.high < 0:
-        return "contradicted"
+        return "contradicted on this recipe"
     return "equivalent" if -margin < interval.low and interval.high < margin else "inconclusive"
 
 
 def _interval(differences: np.ndarray, level: float) -> Paired:
     n, mean, p = len(differences), float(differences.mean()), sign_flip(differences)
     if n == 1:
-        return Paired(n, mean, math.nan, -math.inf, math.inf, p)
+        return Paired(n, mean, math.nan, -math.inf, math.inf, p, math.nan)
     sd = float(differences.std(ddof=1))
     reach = _t(level, n - 1) * sd / math.sqrt(n)
-    return Paired(n, mean, sd, mean - reach, mean + reach, p)
+    return Paired(n, mean, sd, mean - reach, mean + reach, p, _p_of_t(mean, sd / math.sqrt(n), n - 1))
+
+
+def _p_of_t(mean: float, error: float, freedom: int) -> float:
+    """Two-sided p of a mean with this standard error."""
+    from scipy.special import stdtr
+
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    return 2 * float(stdtr(freedom, -abs(mean) / error))
 
 
 def _t(level: float, freedom: float) -> float:

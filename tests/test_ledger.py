@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from dnc_lib import ledger, plots, recipes, records
 from dnc_lib.claims import as_printed
@@ -240,16 +241,32 @@ def test_two_results_that_disagree_are_refused(write):
         ledger.judge(CLAIM, found)
 
 
-def test_results_on_different_data_are_not_paired(write):
-    other = {part: {"name": "cifar10", "images": 10, "digest": digest} for part, digest in
-             (("train", "0123456789abcdef"), ("test", "f" * 16))}  # fmt: skip
-    found = write(run("dnc", 1.0), run("softmax", 2.0, data=other))
-    message = (
-        "m0.json and m1.json cannot be paired: they saw different data "
-        "(test: digests 0123456789abcdef and ffffffffffffffff)"
-    )
-    with pytest.raises(ValueError, match=exactly(message)):
-        ledger.pairs(found, NAME, CLAIM.arms)
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"data": {part: {"name": "cifar10", "images": 10, "digest": digest} for part, digest in
+                   (("train", "0123456789abcdef"), ("test", "f" * 16))}}, "seed 0: test data"),
+        ({"device": "cpu"}, "seed 0: device cuda and cpu"),
+        ({"processes": 8}, "seed 0: processes 1 and 8"),
+        ({"generation": 2}, "seed 0: generation of the code 1 and 2"),
+        ({"device": "cpu", "processes": 2}, "seed 0: device cuda and cpu, processes 1 and 2"),
+    ],
+)  # fmt: skip
+def test_what_differs_in_more_than_the_arm_is_no_pair_and_is_named(write, changes, told):
+    found = write(run("dnc", 1.0), run("softmax", 2.0, **changes), run("dnc", 1.5, 1), run("softmax", 1.25, 1))
+    assert [a.seed for a, _ in ledger.pairs(found, NAME, CLAIM.arms)] == [1]
+    assert ledger.unlike(found, NAME, CLAIM.arms) == [told]
+    (said,) = ledger.judge(CLAIM, found)
+    assert (said.n, said.mean, said.unlike) == (1, 0.25, (told,))
+
+
+def test_an_entry_of_a_comparison_may_have_been_made_by_other_code(write):
+    manifest = comparison({"softmax": [90.0, 91.0], "dnc": [91.0, 92.0]})
+    other = {"commit": "b" * 40, "dirty": False}
+    manifest["results"][0] |= {"code": other, "generation": 2}
+    found = write(manifest)
+    assert {r.commit for r in found} == {"b" * 40, manifest["code"]["commit"]}
+    assert ledger.unlike(found, NAME, CLAIM.arms) == ["seed 0: generation of the code 1 and 2"]
 
 
 # --- verdicts -------------------------------------------------------------------------------------------------------
@@ -262,7 +279,7 @@ NOISE = [0.05, -0.05, 0.02, -0.02, 0.04, -0.04]
     [
         (0.5, 6, "held here"),
         (0.5, 5, "inconclusive"),
-        (-0.5, 6, "contradicted"),
+        (-0.5, 6, "contradicted on this recipe"),
         (0.0, 6, "equivalent"),
         (0.0, 1, "inconclusive"),
     ],
@@ -288,7 +305,7 @@ def test_swapping_the_arms_turns_the_verdict_round(write):
     found = write(comparison({"softmax": [90.0 + n for n in NOISE], "dnc": [91.0] * 6}))
     turned = dataclasses.replace(CLAIM, arms=("softmax", "dnc"))
     (a,), (b,) = ledger.judge(CLAIM, found), ledger.judge(turned, found)
-    assert (a.verdict, b.verdict) == ("held here", "contradicted")
+    assert (a.verdict, b.verdict) == ("held here", "contradicted on this recipe")
     assert (a.mean, a.low, a.high, a.p) == pytest.approx((-b.mean, -b.high, -b.low, b.p))
 
 
@@ -314,6 +331,48 @@ def test_each_recipe_has_its_own_verdict(write):
         (NAME, 1, 1.0),
         (f"{NAME} epochs=3", 1, -1.0),
     ]
+
+
+def test_a_sentence_tells_what_the_verdict_rests_on(write):
+    found = write(comparison({"softmax": [90.0 + n for n in NOISE], "dnc": [90.5] * 6}))
+    (said,) = ledger.judge(CLAIM, found)
+    assert ledger.say(said) == (
+        f"On {NAME}, dnc is 0.50 points above softmax (6 pairs, 95 % interval {said.low:+.2f} to {said.high:+.2f}, "
+        f"sign-flip p = 0.031): held here."
+    )
+    assert ledger.say(ledger.Verdict(CLAIM, NAME)) == f"On {NAME}: dnc against softmax was not run."
+    (below,) = ledger.judge(dataclasses.replace(CLAIM, arms=("softmax", "dnc")), found)
+    assert "0.50 points below" in ledger.say(below)
+    assert ledger.say(below).endswith(": contradicted on this recipe.")
+    (one,) = ledger.judge(CLAIM, write(run("dnc", 92.0), run("softmax", 91.0)))
+    assert ledger.say(one) == f"On {NAME}, dnc is 1.00 points above softmax (1 pair): inconclusive."
+
+
+def test_claims_that_share_runs_are_a_family_and_pay_for_their_number(write):
+    scores = {"softmax": [90.0 + n for n in NOISE], "dnc": [90.5] * 6, "cosine": [90.2 - n for n in NOISE]}
+    apart = {"frozen": [89.0 + 3 * n for n in NOISE], "dnc momentum=0.5": [89.1 - n for n in NOISE]}
+    found = write(comparison(scores | apart))
+    arms = (("dnc", "softmax"), ("frozen", "dnc momentum=0.5"), ("dnc", "cosine"))
+    claims = [dataclasses.replace(CLAIM, id=str(place), arms=both) for place, both in enumerate(arms)]
+    verdicts = [each for claim in claims for each in ledger.judge(claim, found)]
+    (family,) = ledger.families(verdicts)
+    assert [each.claim.id for each in family.verdicts] == ["0", "2"]
+    plain = [stats.ttest_1samp(each.differences, 0).pvalue for each in family.verdicts]
+    assert [each.p_t for each in family.verdicts] == pytest.approx(plain)
+    low, high = min(plain), max(plain)
+    assert sorted(family.adjusted) == pytest.approx(sorted([2 * low, max(2 * low, high)]))
+    bridge = dataclasses.replace(CLAIM, id="bridge", arms=("cosine", "frozen"))  # joins the two
+    (family,) = ledger.families([*verdicts, *ledger.judge(bridge, found)])
+    assert {each.claim.id for each in family.verdicts} == {"0", "1", "2", "bridge"}
+
+
+def test_runs_that_helped_to_choose_stand_beside_the_others(write):
+    recipe = recipes.cifar10_subset().to_dict()
+    recipe = {field: value for field, value in recipe.items() if field not in ("head", "seed")}
+    found = write(run("dnc", 70.0, recipe=recipe), run("softmax", 71.0, recipe=recipe))
+    (said,) = ledger.judge(CLAIM, found)
+    assert said.beside == "10,000 training images, its test images helped to choose settings"
+    assert not found[0].apart
 
 
 def test_runs_without_some_classes_say_nothing_of_the_accuracy_on_all(write):
@@ -611,7 +670,8 @@ def rows(write):
 def test_the_forest_shows_every_row_in_words(rows):
     words = [text.get_text() for text in plots.forest(rows).axes[0].texts]
     assert [word for word in words if word in {row.claim.id for row in rows}] == ["c", "wide", "far", "nowhere"]
-    for expected in ("held here, 6 pairs", "inconclusive, 6 pairs", "contradicted, 6 pairs", "not run", "recalled"):
+    decided = ("held here, 6 pairs", "inconclusive, 6 pairs", "contradicted on this recipe, 6 pairs")
+    for expected in (*decided, "not run", "recalled"):
         assert expected in words
 
 

@@ -174,6 +174,36 @@ def test_equal_differences_give_an_interval_of_no_width():
 # --- the unpaired interval
 
 
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=12))
+def test_the_t_tests_p_and_its_interval_say_the_same(differences):
+    assume(np.std(differences) > 1e-6)
+    found = statistics.paired(differences, [0.0] * len(differences))
+    assert found.p_t == pytest.approx(stats.ttest_1samp(differences, 0).pvalue, rel=1e-6, abs=1e-12)
+    if abs(found.p_t - 0.05) > 1e-9:
+        assert (found.p_t < 0.05) == (found.low > 0 or found.high < 0)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holms_correction_rejects_what_its_steps_reject(p):
+    """By its definition: in order of size, reject while p is at most level / (number left)."""
+    adjusted = statistics.holm(p)
+    assert all(a >= b for a, b in zip(adjusted, p, strict=True))
+    assert max(adjusted) <= 1
+    for level in (0.01, 0.05, 0.3):
+        rejected, left = set(), len(p)
+        for index in sorted(range(len(p)), key=lambda each: p[each]):
+            if p[index] * left > level:
+                break
+            rejected.add(index)
+            left -= 1
+        assert {index for index, each in enumerate(adjusted) if each <= level} == rejected
+
+
+def test_holm_refuses_what_is_no_probability():
+    with pytest.raises(ValueError, match="p must lie"):
+        statistics.holm([0.1, 1.5])
+
+
 @given(scores, scores, st.sampled_from([0.8, 0.95]))
 def test_unpaired_agrees_with_scipys_welch(first, second, level):
     assume(np.std(first) > 1e-6)
@@ -278,7 +308,7 @@ def test_power_at_its_ends():
         ([], "not run"),
         ([0.5] * 5, "inconclusive"),
         ([0.4, 0.5, 0.6, 0.5, 0.4, 0.6], "held here"),
-        ([-0.4, -0.5, -0.6, -0.5, -0.4, -0.6], "contradicted"),
+        ([-0.4, -0.5, -0.6, -0.5, -0.4, -0.6], "contradicted on this recipe"),
         ([0.1, -0.1, 0.1, -0.1, 0.1, -0.1], "equivalent"),
         ([1.0, -1.0, 1.0, -1.0, 1.0, -1.0], "inconclusive"),
         ([0.11, 0.1, 0.09, 0.1, 0.11, 0.09], "held here"),  # above 0 comes first, though it is inside the margin
@@ -294,13 +324,13 @@ def test_verdict_follows_the_interval(differences, margin, pairs):
     said = verdict(differences, margin, pairs)
     assert said in VERDICTS
     assert (said == "not run") == (not differences)
-    mirror = {"held here": "contradicted", "contradicted": "held here"}
+    mirror = {"held here": "contradicted on this recipe", "contradicted on this recipe": "held here"}
     assert verdict([-d for d in differences], margin, pairs) == mirror.get(said, said)
-    if said in ("held here", "contradicted", "equivalent"):
+    if said in ("held here", "contradicted on this recipe", "equivalent"):
         result = paired(differences, np.zeros(len(differences)))
         assert result.n >= max(pairs, 2)
         assert (result.low > 0) == (said == "held here")
-        assert (result.high < 0) == (said == "contradicted")
+        assert (result.high < 0) == (said == "contradicted on this recipe")
         if said == "equivalent":
             assert -margin < result.low <= 0 <= result.high < margin
 
