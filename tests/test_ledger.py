@@ -367,9 +367,10 @@ def test_claims_that_share_runs_are_a_family_and_pay_for_their_number(write):
 
 
 def test_runs_that_helped_to_choose_stand_beside_the_others(write):
-    recipe = recipes.cifar10_subset().to_dict()
-    recipe = {field: value for field, value in recipe.items() if field not in ("head", "seed")}
-    found = write(run("dnc", 70.0, recipe=recipe), run("softmax", 71.0, recipe=recipe))
+    manifests = [run("dnc", 70.0), run("softmax", 71.0)]
+    for each in manifests:
+        each["recipe"] = recipes.cifar10_subset(head=each["recipe"]["head"]).to_dict()
+    found = write(*manifests)
     (said,) = ledger.judge(CLAIM, found)
     assert said.beside == "10,000 training images, its test images helped to choose settings"
     assert not found[0].apart
