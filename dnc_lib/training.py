@@ -15,7 +15,7 @@ from .anchoring import anchor
 from .checkpoints import ModelCard, save_model
 from .data.whole import missing
 from .fitting import LOOK_EVERY, Fitting
-from .loading import Parts, build_model, make_card, make_loaders, prepare_data
+from .loading import Parts, build_model, make_card, make_loaders, norms_of, prepare_data
 from .recipes import Recipe
 from .recipes.base import START_KEPT
 from .runs import (
@@ -190,6 +190,7 @@ def describe(recipe: Recipe, parts: Parts, accelerator: Accelerator, profile: st
             part: {"name": data.name, "images": len(data), "digest": data.digest()} for part, data in parts.items()
         },
         **({"partial": partial} if partial else {}),
+        "norm_images": norms_of(recipe, accelerator)[0],
         "code": describe_code(),
         "generation": GENERATION,
         "processes": accelerator.num_processes,
