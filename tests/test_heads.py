@@ -824,7 +824,7 @@ def test_one_learned_prototype_is_the_head_of_before():
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_setting_that_no_head_has_is_refused_by_every_head(name):
-    with pytest.raises(ValueError, match="temprature.*Did you mean temperature"):
+    with pytest.raises(ValueError, match=r"temprature.*Did you mean temperature"):
         build_head(name, 8, 3, temprature=0.2)
     build_head(name, 8, 3, temperature=0.2, momentum=0.9, num_prototypes=2, memory_size=0)  # arms share one set
 
