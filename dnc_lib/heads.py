@@ -359,7 +359,7 @@ class SubCentroidHead(NormalizedHead):
             raise ValueError(
                 "features contain NaN or infinity; has the training diverged, or mixed precision overflowed?"
             )
-        return (unit, labels) if all_kept else (unit[kept], labels[kept])
+        return (unit, labels) if all_kept else _rows(kept, unit, labels)
 
     def _embed_rows(self, x: Tensor) -> Tensor:
         """:meth:`embed` of (N, D), a block of rows at a time, so that what lies between stays in the cache."""
@@ -372,8 +372,7 @@ class SubCentroidHead(NormalizedHead):
     def _learn(self, x: Tensor, labels: Tensor) -> None:
         """:meth:`update` on unit embeddings (N, D)."""
         if self.correct_only:
-            correct = self._predicted(x) == labels
-            x, labels = x[correct], labels[correct]
+            x, labels = _rows(self._predicted(x) == labels, x, labels)
             if len(labels) == 0:
                 return
         remembered, their_labels = self.memory.stored()
@@ -525,6 +524,12 @@ class SubCentroidHead(NormalizedHead):
         parts += ["correct_only=True"] * self.correct_only + ["frozen=True"] * self.frozen
         parts += [f"spread={self.spread!r}"] * (self.spread != "none")
         return ", ".join(parts)
+
+
+def _rows(kept: Tensor, *parts: Tensor) -> list[Tensor]:
+    """The rows of each part that a mask (N,) keeps; how many they are is asked once of the device."""
+    index = kept.nonzero().squeeze(1)
+    return [part.index_select(0, index) for part in parts]
 
 
 def _groups(
