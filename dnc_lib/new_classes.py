@@ -186,12 +186,13 @@ def class_centres(embeddings: Tensor, labels: Tensor, number: int) -> Tensor:
         number: K, of a class.
 
     Returns:
-        (C * K, D), unit length.
+        (C * K, D) float32, unit length, on the device of the embeddings.
     """
     from .classic import NearestSubCentroids  # imports scikit-learn
 
     estimator = NearestSubCentroids(number, metric="cosine", n_init=3, random_state=0)
-    return torch.from_numpy(estimator.fit(embeddings.numpy(), labels.numpy()).subcentroids_).float()
+    estimator.fit(embeddings.cpu().numpy(), labels.cpu().numpy())
+    return torch.from_numpy(estimator.subcentroids_).float().to(embeddings.device)
 
 
 def nearest_neighbours(queries: Tensor, references: Tensor, neighbours: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
