@@ -315,6 +315,7 @@ def test_a_truncated_inner_tar_is_named_and_leaves_no_class(root, archives, caps
     [
         ("../n01440764_1.JPEG", "would leave the target folder"),
         ("/etc/n01440764_1.JPEG", "would leave the target folder"),
+        ("./1:n01440764_1.JPEG", "would leave the target folder"),
         ("deep/n01440764_1.JPEG", "which is no image of ImageNet"),
         ("n01440764_1.exe", "which is no image of ImageNet"),
     ],
