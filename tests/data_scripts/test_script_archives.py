@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from miniatures import write_tar, write_zip
 
 EVIL = ["../x", "a/../../x", "/etc/x", "a/..", "..\\x", "\\x", "C:\\x", "c:x", "a\\..\\..\\x"]
-EVIL += ["1:/x", "::/x", "?:\\x", "./1:x", "a/b:x"]  # any character may name a drive; a folder before it may be dropped
+EVIL += ["1:/x", "::/x", "?:\\x", "./1:x", "a/b:x"]  # any character names a drive; folders before it may be dropped
 
 
 def take_all(name: str) -> str:
