@@ -262,7 +262,7 @@ def test_two_processes_keep_the_same_model_and_leave_one_run(tmp_path):
     command += ["train", "digits_resnet8", "--output", str(output), "--epochs", "2", "--momentum", "0.8"]
     command += ["--validation", "150", "--train-limit", "400", "--refresh"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "both processes agree" in done.stdout
     assert done.stdout.count(": accuracy ") == 1  # one of them speaks
