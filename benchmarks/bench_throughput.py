@@ -15,6 +15,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import _common  # noqa: F401  (before torch)
 import torch
 import torch.nn.functional as F
 from _common import finish, heading, interleaved, mark, parser, table

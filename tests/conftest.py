@@ -2,13 +2,25 @@
 
 import os
 
-# Before torch loads: on tensors as small as a test's, threads wait for one another more than they work.
+# Before torch loads: on tensors as small as a test's, threads wait for one another more than they work; and on a busy
+# machine they should not spin while they wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import hypothesis
 import matplotlib
 import pytest
 
 matplotlib.use("Agg")
+
+# No test asserts on a clock: how long an example takes says what else the machine does.
+hypothesis.settings.register_profile(
+    "no clock",
+    hypothesis.settings.get_profile(hypothesis.settings.get_current_profile_name()),  # under CI: derandomised
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("no clock")
 
 
 @pytest.fixture(scope="session")
