@@ -32,3 +32,8 @@ def cifar10():
         return data.load("cifar10")
     except FileNotFoundError:
         pytest.skip(f"cifar10 not found under {data.data_root()} (set DNC_DATA to where it is)")
+
+
+def pytest_configure(config):
+    """Show what Python shows: from 3.12 on it warns of workers forked beside OpenMP's threads, but in tests only."""
+    config.addinivalue_line("filterwarnings", "ignore:This process .* is multi-threaded:DeprecationWarning")
