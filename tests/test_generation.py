@@ -1,7 +1,7 @@
 """Records of different code may be paired only where the code trains the same: short trainings are held to numbers.
 
-Whoever changes what a training computes (order of images, initialisation, loss, update of the sub-centroids) sees this
-fail, counts ``dnc_lib.training.GENERATION`` on and writes the new numbers here. Rounding moves them in the fifth digit.
+Whoever changes what a training computes (order of images, initialisation, loss, update of the sub-centroids) sees
+this fail, counts ``dnc_lib.training.GENERATION`` on and writes the new numbers here. Rounding moves the fifth digit.
 """
 
 from pathlib import Path
@@ -50,4 +50,5 @@ def test_this_generation_trains_as_it_did(tmp_path):
 
 
 def test_records_of_before_the_count_are_of_the_first_generation():
-    assert {record.generation for record in load_results(Path(__file__).resolve().parents[1] / "book" / "results")} <= set(range(1, GENERATION + 1))
+    records = load_results(Path(__file__).resolve().parents[1] / "book" / "results")
+    assert {record.generation for record in records} <= set(range(1, GENERATION + 1))
