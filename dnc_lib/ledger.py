@@ -266,7 +266,8 @@ def say(found: Verdict) -> str:
     rests = f"{found.n} pair{'s' * (found.n != 1)}"
     if found.low is not None:
         rests += f", 95 % interval {found.low:+.2f} to {found.high:+.2f}, sign-flip p = {found.p:.2g}"
-    return f"{where}, {first} is {way} {second} ({rests}): {found.verdict}."
+    beside = f" It stands beside the others: {found.beside}." if found.beside else ""
+    return f"{where}, {first} is {way} {second} ({rests}): {found.verdict}.{beside}"
 
 
 def families(verdicts: Iterable[Verdict]) -> list[Family]:
