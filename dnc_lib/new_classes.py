@@ -1,8 +1,9 @@
 """New classes without training: their sub-centroids are estimated from a few images and stand beside the old ones.
 
 Nothing that a DNC classifier has learned depends on the number of classes, so a class more is K vectors more: no
-gradient, no step, and the old classes keep theirs to the last bit. :func:`measure` asks what that is worth, against
-the class means and the nearest neighbours of any network's features.
+gradient, no step. The old classes keep their sub-centroids to the last bit, and so their scores up to rounding (a
+product with more columns may add in another order). :func:`measure` asks what that is worth, against the class means
+and the nearest neighbours of any network's features.
 """
 
 import copy
