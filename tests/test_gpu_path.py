@@ -2,6 +2,10 @@
 
 import contextlib
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -664,3 +668,40 @@ def test_files_are_copied_ahead(tmp_path, kind):
                     assert gpu.recorded(part)
                     work = work + part.sum()  # the batch must be ready for the stream that computes
         assert np.isfinite(float(work.sum()))
+
+
+# --- the tests for a real one ---------------------------------------------------------------------------------------
+
+#: Forgets what a bare machine lacks, then collects what ``pytest -m gpu`` runs.
+BARE = """
+import sys
+from importlib.machinery import PathFinder
+
+class Lacking:
+    LACK = {"scipy", "sklearn", "matplotlib", "pandas", "hypothesis", "nbval", "papermill", "umap", "torchmetrics"}
+
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in self.LACK else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = [Lacking(finder) if finder is PathFinder else finder for finder in sys.meta_path]
+import pytest
+sys.exit(pytest.main(["-m", "gpu", "--collect-only"]))
+"""
+
+
+@pytest.mark.slow
+def test_the_tests_for_a_real_one_need_torch_timm_and_accelerate_alone():
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-c", BARE]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    collected = [line for line in done.stdout.splitlines() if "::" in line]
+    assert len(collected) > 20
+    assert {line.partition("::")[0] for line in collected} == {"tests/test_gpu.py"}
