@@ -19,6 +19,7 @@ def pytest_ignore_collect(collection_path, config):
     files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
     return None if any("pytest.mark.gpu" in file.read_text(encoding="utf-8") for file in files) else True
 
+
 try:
     import hypothesis
 except ImportError:  # a bare machine with a GPU, where only what needs one is run
