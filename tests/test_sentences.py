@@ -123,7 +123,7 @@ def test_every_sentence_that_a_chapter_prints_is_what_the_records_say_now(verdic
     seen = 0
     for path in tools.chapters():
         for sentence in SAID.findall(printed(path.stem)):
-            if sentence.startswith("On digits, "):  # trained by the chapter itself
+            if sentence.startswith(("On digits, ", "On digits_resnet8 then=digit_plates")):  # no manifests of the ledger
                 continue
             seen += 1
             assert any(each.startswith(sentence) for each in now), f"{path.stem}: `make refresh`: {sentence}"
