@@ -3,7 +3,7 @@ import colorsys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
@@ -126,6 +126,7 @@ def test_the_shorter_side_can_come_first():
 
 
 @given(st.integers(0, 10_000), st.floats(0.4, 2.5))
+@example(915, 1.3984375)
 @settings(max_examples=60, deadline=None)
 def test_a_crop_is_that_of_the_whole_resized_scene(seed, factor):
     rng = np.random.default_rng(seed)
@@ -139,7 +140,8 @@ def test_a_crop_is_that_of_the_whole_resized_scene(seed, factor):
     whole = F.pil_to_tensor(F.resize(image, list(size), antialias=True))
     part = F.pil_to_tensor(resized_crop(image, size, box)).int()
     top, left = box[:2]
-    assert (part - whole[:, top : top + height, left : left + width].int()).abs().max() <= 1
+    # Rows and columns are resized one after the other, and each is rounded: two steps at most, in noise of 256.
+    assert (part - whole[:, top : top + height, left : left + width].int()).abs().max() <= 2
     mask = patchwork(37, 53, 12, seed)
     whole = np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
     assert np.array_equal(nearest_crop(mask, size, box), whole[top : top + height, left : left + width])
