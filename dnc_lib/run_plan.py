@@ -33,8 +33,8 @@ class Entry:
         measure: what else the trained models are asked, names of :data:`MEASURED`.
         minutes: of one training, or of the command, about.
         device: ``cpu`` (one core) or ``cuda`` (one GPU).
-        command: shell command that writes the result, in the place of trainings; ``{runs}`` is the folder of run
-            folders, ``{models}`` that of kept models, ``{result}`` the file.
+        command: shell command that writes the result, in the place of trainings; ``{python}`` is the interpreter,
+            ``{runs}`` the folder of run folders, ``{models}`` that of kept models, ``{result}`` the file.
     """
 
     id: str

@@ -137,6 +137,7 @@ def singles(entry, arms: list[str], seed: int, results: Path, state: Path, late)
 def command(entry, arms: list[str], seed: int, results: Path, state: Path, late) -> None:
     """Run an entry's command."""
     places = {"runs": state / "runs", "models": state / "models", "result": results / entry.result}
+    places["python"] = sys.executable
     subprocess.run(entry.command.format(**places), shell=True, check=True)
 
 
