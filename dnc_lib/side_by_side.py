@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from .ledger import pairs as pairs_of
+from .records import Record
 from .statistics import PAIRS, holm, paired, verdict
 
 #: What :func:`outcome` calls the verdicts of :func:`dnc_lib.statistics.verdict`, of the first arm beside the second.
@@ -15,6 +17,25 @@ WORDS = {
 
 #: Said of pairs that are there and too few.
 EARLY = "too early"
+
+
+def differences(
+    records: Sequence[Record], recipe: str, first: tuple[str, str], second: tuple[str, str]
+) -> list[float]:
+    """First minus second of each pair of trainings, as the ledger pairs them, in points.
+
+    Args:
+        records: from :func:`dnc_lib.records.load_results`.
+        recipe: as a record names it.
+        first: an arm and one of its scores; the two sides may be one arm, or one score.
+        second: the other.
+
+    Returns:
+        One a seed; those whose training has not been asked for the score are left out.
+    """
+    (_, ours), (_, theirs) = first, second
+    found = pairs_of(records, recipe, (first[0], second[0]))
+    return [a.scores[ours] - b.scores[theirs] for a, b in found if ours in a.scores and theirs in b.scores]
 
 
 def outcome(differences: Sequence[float], margin: float, pairs: int = PAIRS, words: Mapping[str, str] = WORDS) -> str:

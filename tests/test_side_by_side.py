@@ -5,7 +5,8 @@ import doctest
 import pytest
 
 from dnc_lib import side_by_side as module
-from dnc_lib.side_by_side import adjusted, outcome, side_by_side
+from dnc_lib.records import Record
+from dnc_lib.side_by_side import adjusted, differences, outcome, side_by_side
 from dnc_lib.statistics import PAIRS, VERDICTS, holm, paired
 
 UP = [0.5, 0.6, 0.4, 0.5, 0.7, 0.5]
@@ -60,3 +61,17 @@ def test_example_in_the_docstring():
     ran = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert ran.attempted
     assert not ran.failed
+
+
+def record(arm, seed, generation=3, **scores):
+    data = {"train": "x"}
+    return Record("cifar10_short", "cifar10", arm, seed, scores, data, "", None, 1.0, "f", generation=generation)
+
+
+def test_differences_are_those_of_the_ledgers_pairs():
+    records = [record("dnc", seed, auroc=80.0 + seed, other=70.0) for seed in range(4)]
+    records += [record("softmax", 0, auroc=70.0), record("softmax", 1), record("softmax", 3, 1, auroc=60.0)]
+    found = differences(records, "cifar10_short", ("dnc", "auroc"), ("softmax", "auroc"))
+    assert found == [10.0]  # seed 1 was not asked, 2 has no twin, 3 is of other code
+    assert differences(records, "cifar10_short", ("dnc", "auroc"), ("dnc", "other")) == [10.0, 11.0, 12.0, 13.0]
+    assert differences(records, "cifar10_short", ("dnc", "auroc"), ("frozen", "auroc")) == []
