@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
 from .backbones import build_backbone, pretrained_normalisation, size_settings
@@ -17,6 +16,7 @@ from .data.scene_loader import SceneLoader
 from .data.scene_transforms import SceneAugmentation
 from .data.scenes import Scenes, open_scenes
 from .models import Model
+from .norms import norm_group, set_norms
 from .recipes import Recipe
 from .transfer import Source, carry, read_source
 
@@ -130,18 +130,29 @@ def build_model(recipe: Recipe, card: ModelCard, parts: Parts, accelerator: Acce
             model.transfer = carry(_read_weights(recipe), model)
         elif hasattr(model.backbone, "start_from"):
             model.backbone.start_from(_start_images(recipe, card, parts["train"]))
-    if recipe.decoder and accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        # A process has a few scenes at a time, too few for a BatchNorm of its own; the CPU knows no such norm.
-        model = synchronised(model)
+    images, sharing = norms_of(recipe, accelerator)
+    if sharing > 1 or recipe.norm_images:
+        model = set_norms(model, images, sharing, accelerator.process_index, accelerator.num_processes)
     return model.to(accelerator.device, memory_format=torch.channels_last)
 
 
-def synchronised(model: Model) -> Model:
-    """The model with BatchNorms that see the images of all processes, in the place of its own.
+def norms_of(recipe: Recipe, accelerator: Accelerator) -> tuple[int, int]:
+    """How many images a BatchNorm sees at once in training, and how many processes share it.
 
-    timm's conversion, not torch's: many of timm's BatchNorms end in an activation, which torch's would leave out.
+    Raises:
+        ValueError: where so many processes cannot do what the recipe says, or share norms on the CPU.
     """
-    return convert_sync_batchnorm(model)
+    processes, cuda = accelerator.num_processes, accelerator.device.type == "cuda"
+    share = recipe.batch_size // (processes * recipe.accumulate)
+    # A process has a few scenes at a time, too few for a BatchNorm of its own; the CPU knows no norm that is shared.
+    together = bool(recipe.decoder) and cuda
+    images, sharing = norm_group(share, processes, recipe.norm_images, together=together)
+    if sharing > 1 and not cuda:
+        raise ValueError(
+            f"norm_images {recipe.norm_images} are those of {sharing} processes together, and processes share norms "
+            f"on GPUs alone: take fewer processes, or norm_images {share}"
+        )
+    return images, sharing
 
 
 def _read_weights(recipe: Recipe) -> Source:

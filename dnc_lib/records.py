@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from . import recipes
+from .data.whole import missing
 from .heads import HEADS
 from .recipes import Recipe, parse_arm
 
@@ -76,8 +77,8 @@ class Record:
 def load_results(folder: str | Path) -> list[Record]:
     """Every full training recorded in a folder of manifests; smoke runs are left out.
 
-    Those in its folder ``screening``, and those trained on another part of the training images than their recipe
-    says, are marked ``apart``. Other folders in it hold records of another kind.
+    Those in its folder ``screening``, those trained on another part of the training images than their recipe says,
+    and those whose data set was not whole, are marked ``apart``. Other folders in it hold records of another kind.
 
     Args:
         folder: of ``.json`` files.
@@ -221,6 +222,7 @@ def _record(fields: dict, outcome: dict, manifest: dict, file: str, apart: str) 
     base, code = _base(fields["name"]), outcome.get("code", manifest["code"])
     limit = fields["train_limit"]
     reasons = [apart, *(text.format(fields[field]) for field, text in _APART.items() if fields[field] != base[field])]
+    reasons.append(_partial(fields, manifest))
     return Record(
         recipe=_recipe(fields, base),
         dataset=fields["dataset"],
@@ -238,6 +240,13 @@ def _record(fields: dict, outcome: dict, manifest: dict, file: str, apart: str) 
         apart=", ".join(filter(None, reasons)),
         beside=", ".join(filter(None, (limit and f"{limit:,} training images", _CHOSE.get(fields["name"])))),
     )
+
+
+def _partial(fields: dict, manifest: dict) -> str:
+    """What a training lacked of its data set: as it says itself, or by the counts of one older than that."""
+    cuts = {name: fields[name] for name in ("train_limit", "validation", "leave_out")}
+    counts = {part: each["images"] for part, each in manifest["data"].items()}
+    return manifest.get("partial", "") or missing(fields["dataset"], counts, **cuts)
 
 
 def _hardware(manifest: dict) -> str:

@@ -72,7 +72,8 @@ class Entry:
         """The `dnc` command of the trainings, to be read; ``make runs ONLY=<id>`` does it."""
         if self.command:
             return self.command
-        changes = " ".join(f"--{word.replace('=', ' ').replace('_', '-')}" for word in self.changes.split())
+        words = (word.partition("=") for word in self.changes.split())
+        changes = " ".join(f"--{name.replace('_', '-')} {value.replace(',', ' ')}" for name, _, value in words)
         if self.single:
             return f"dnc train {self.recipe} --head <arm> --seed <seed> {changes}".strip()
         arms = " ".join(f'--arm "{arm}"' if " " in arm else f"--arm {arm}" for arm in self.arms)

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from .anchoring import anchor
 from .checkpoints import ModelCard, save_model
+from .data.whole import missing
 from .fitting import LOOK_EVERY, Fitting
-from .loading import Parts, build_model, make_card, make_loaders, prepare_data
+from .loading import Parts, build_model, make_card, make_loaders, norms_of, prepare_data
 from .recipes import Recipe
 from .recipes.base import START_KEPT
 from .runs import (
@@ -165,13 +166,31 @@ def make_accelerator(precision: str) -> Accelerator:
 
 
 def describe(recipe: Recipe, parts: Parts, accelerator: Accelerator, profile: str = "full") -> dict:
-    """What is known of a run, or of a comparison, before it starts, for its manifest."""
+    """What is known of a run, or of a comparison, before it starts, for its manifest.
+
+    A full one on less than the whole data set is said to be partial, and warned of: it takes part in no verdict.
+    """
+    partial = missing(
+        recipe.dataset,
+        {part: len(data) for part, data in parts.items()},
+        train_limit=recipe.train_limit,
+        validation=recipe.validation,
+        leave_out=recipe.leave_out,
+        classes=parts["train"].num_classes,
+    )
+    if partial and profile == "full" and accelerator.is_main_process:
+        warnings.warn(
+            f"{partial}: the result is recorded as partial and takes part in no verdict; profile smoke is for tries",
+            stacklevel=3,
+        )
     return {
         "profile": profile,
         "recipe": recipe.to_dict(),
         "data": {
             part: {"name": data.name, "images": len(data), "digest": data.digest()} for part, data in parts.items()
         },
+        **({"partial": partial} if partial else {}),
+        "norm_images": norms_of(recipe, accelerator)[0],
         "code": describe_code(),
         "generation": GENERATION,
         "processes": accelerator.num_processes,

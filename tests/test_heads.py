@@ -783,3 +783,52 @@ def test_classes_without_samples_are_not_walked_and_nothing_changes(settings):
     assert torch.equal(many.subcentroids[rest], before[rest])
     assert many.wins[rest].sum() == 0
     assert len(many.memory) == len(few.memory)
+
+
+# --- several learned prototypes -------------------------------------------------------------------------------------
+
+
+def test_learned_prototypes_score_by_the_nearest_of_a_class():
+    head = CosineHead(16, 3, temperature=0.2, num_prototypes=4)
+    assert head.prototypes.shape == (12, 16)
+    x = torch.randn(7, 16)
+    cosines = F.cosine_similarity(head.embed(x)[:, None], head.prototypes[None], dim=2).view(7, 3, 4)
+    torch.testing.assert_close(head(x), cosines.amax(2) / 0.2)
+    torch.testing.assert_close(head.class_vectors().norm(dim=2), torch.ones(3, 4))
+
+
+def test_learned_prototypes_and_sub_centroids_of_the_same_directions_score_alike():
+    learned, moved = CosineHead(16, 3, num_prototypes=4), SubCentroidHead(16, 3, num_subcentroids=4)
+    moved.subcentroids.copy_(learned.class_vectors())
+    x = torch.randn(5, 2, 16)
+    torch.testing.assert_close(learned(x), moved(x))
+
+
+def test_the_gradient_moves_the_winner_of_each_class_and_no_other():
+    head = CosineHead(8, 2, num_prototypes=3)
+    x = torch.randn(1, 8)
+    head(x).sum().backward()
+    moved = head.prototypes.grad.norm(dim=1).view(2, 3) > 0
+    nearest = (head.embed(x) @ head.class_vectors().flatten(0, 1).T).view(2, 3).argmax(1)
+    assert moved.sum(1).tolist() == [1, 1]
+    assert moved.long().argmax(1).tolist() == nearest.tolist()
+
+
+def test_one_learned_prototype_is_the_head_of_before():
+    torch.manual_seed(0)
+    head = build_head("cosine", 8, 3, num_prototypes=1)
+    assert head.prototypes.shape == (3, 8)  # as in models saved before there could be several
+    assert head.diagnostics() == {}
+    assert set(build_head("cosine", 8, 3, num_prototypes=2).diagnostics()) == {"within_class_cosine"}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_setting_that_no_head_has_is_refused_by_every_head(name):
+    with pytest.raises(ValueError, match="temprature.*Did you mean temperature"):
+        build_head(name, 8, 3, temprature=0.2)
+    build_head(name, 8, 3, temperature=0.2, momentum=0.9, num_prototypes=2, memory_size=0)  # arms share one set
+
+
+def test_no_prototype_is_refused():
+    with pytest.raises(ValueError, match="num_prototypes"):
+        CosineHead(8, 3, num_prototypes=0)

@@ -34,9 +34,9 @@ def exactly(message: str) -> str:
 
 def circumstances(**changes) -> dict:
     """What every manifest records beside its recipe and its outcome."""
-    part = {"name": "cifar10", "images": 10, "digest": "0123456789abcdef"}
+    part = {"name": "cifar10", "digest": "0123456789abcdef"}
     return {
-        "data": {"train": part, "test": part},
+        "data": {"train": {**part, "images": 50_000}, "test": {**part, "images": 10_000}},
         "code": {"commit": "a" * 40, "dirty": False},
         "versions": {"python": "3.11", "torch": "2.6", "timm": "1.0", "numpy": "2.0"},
         "device": "cuda",
@@ -244,8 +244,8 @@ def test_two_results_that_disagree_are_refused(write):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"data": {part: {"name": "cifar10", "images": 10, "digest": digest} for part, digest in
-                   (("train", "0123456789abcdef"), ("test", "f" * 16))}}, "seed 0: test data"),
+        ({"data": circumstances()["data"] | {"test": circumstances()["data"]["test"] | {"digest": "f" * 16}}},
+         "seed 0: test data"),
         ({"device": "cpu"}, "seed 0: device cuda and cpu"),
         ({"processes": 8}, "seed 0: processes 1 and 8"),
         ({"generation": 2}, "seed 0: generation of the code 1 and 2"),

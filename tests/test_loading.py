@@ -9,8 +9,9 @@ from torch import nn
 from dnc_lib import loading, recipes
 from dnc_lib.checkpoints import save_model
 from dnc_lib.data.digit_scenes import make_digit_scenes
-from dnc_lib.loading import build_model, make_card, synchronised
+from dnc_lib.loading import build_model, make_card
 from dnc_lib.models import ImageClassifier, Segmenter
+from dnc_lib.norms import synchronised
 from dnc_lib.optimisation import parameter_groups
 from dnc_lib.training import make_accelerator
 

@@ -221,7 +221,7 @@ def test_no_field_is_forgotten(recipe_of, field):
         "interpolation": "bicubic", "rand_augment": "rand-m9", "crop_scale": (0.5, 0.75), "accumulate": 2,
         "decoder": "fcn", "weights": "some", "output_stride": 8, "auxiliary": 0.5, "crop_size": (7, 8),
         "window": (7, 8), "scale": (0.75, 1.25), "spread": "centred", "scale_by": "layernorm", "leave_out": (7, 8),
-        "anchor_epochs": 2, "refresh_epochs": 2,
+        "anchor_epochs": 2, "refresh_epochs": 2, "norm_images": 16,
     }  # fmt: skip
     scenes = ["--reader", "scenes", "--decoder", "fcn", "--crop-size", "9", "9"]
     base = {

@@ -1,12 +1,18 @@
 import dataclasses
 import inspect
 import json
+import re
+from html import unescape
+from pathlib import Path
 
 import pytest
 
 from dnc_lib import recipes
 from dnc_lib.recipes import Recipe
 from dnc_lib.recipes.base import field_help
+from dnc_lib.recipes.sources import DIFFERENCES, FOLLOW, deciding, difference_rows, settings, source_rows
+
+BOOK = Path(__file__).resolve().parents[1] / "book"
 
 
 @pytest.mark.parametrize("name", recipes.NAMES)
@@ -20,6 +26,7 @@ def test_every_recipe_is_a_function_of_its_own_name(name):
     for word in ("Expect", "Time", "Data"):
         assert word in described
     network = name.removeprefix(f"{recipe.dataset}_").removesuffix("_as_released").removesuffix("_zoo")
+    network = network.removesuffix("_paper")
     purposes = ("subset", "ablation", "short", "cifar100_superclasses")
     network = "fast_narrow" if network in purposes else network
     decoder, _, backbone = network.partition("_") if recipe.decoder else ("", "", network)
@@ -180,10 +187,20 @@ def test_head_settings_build_every_head():
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
-def test_the_two_kinds_of_swin_differ_in_mixing_alone(size):
-    released, zoo = (recipes.get(f"imagenet_swin_{size}_{kind}") for kind in ("as_released", "zoo"))
-    differ = {key for key, value in released.to_dict().items() if zoo.to_dict()[key] != value}
-    assert differ == {"name", "mixup", "cutmix", "mix_probability", "label_smoothing"}
+def test_the_three_kinds_of_swin_differ_in_mixing_or_in_the_update_alone(size):
+    paper, released, zoo = (recipes.get(f"imagenet_swin_{size}_{kind}") for kind in ("paper", "as_released", "zoo"))
+
+    def differ(other):
+        return {key for key, value in paper.to_dict().items() if other.to_dict()[key] != value}
+
+    assert differ(zoo) == {"name", "mixup", "cutmix", "mix_probability", "label_smoothing"}
+    assert differ(released) == {"name", "assignment", "update_after", "update_every", "scale_by"}
+    assert (released.assignment, released.scale_by) == ("random", "layernorm")
+    assert (released.num_subcentroids, released.momentum, released.correct_only) == (4, 0.999, True)
+    steps = range(3001)  # as the engine counts: the update comes after step 999 from 0, the thousandth batch
+    after, every = released.update_after, released.update_every
+    moving = [step for step in steps if step >= after and (step - after) % every == 0]
+    assert moving == [999, 1999, 2999]
     assert (released.optimizer, released.learning_rate, released.weight_decay) == ("adamw", 1e-3, 0.05)
     assert (released.epochs, released.warmup_epochs, released.batch_size, released.clip_norm) == (300, 20, 1024, 5)
     assert released.drop_path == {"tiny": 0.2, "small": 0.3, "base": 0.5}[size]
@@ -229,3 +246,127 @@ def test_arms_in_words(text, changes):
 def test_arms_that_make_no_sense(text, message):
     with pytest.raises(ValueError, match=message):
         recipes.parse_arm(text)
+
+
+# --- what follows the paper, and where each setting comes from ------------------------------------------------------
+
+#: By the paper as it is recalled, and where it is silent by the released update: stated here once more, on purpose.
+PAPER = {
+    "assignment": "sinkhorn",
+    "epsilon": 0.05,
+    "momentum": 0.999,
+    "update_every": 1,
+    "update_after": 0,
+    "correct_only": True,
+    "start": "random",
+    "spread": "none",
+    "scale_by": "temperature",
+    "temperature": 0.1,
+}
+
+
+def test_the_recipes_that_follow_the_paper_are_all_of_its_data_sets_and_no_others():
+    own = {"cifar10_fast", "cifar10_resnet20", "cifar10_short", "cifar10_subset"}  # this book's, for a CPU
+    sets = ("cifar10_resnet", "cifar100_resnet", "imagenet", "ade20k", "cityscapes", "coco_stuff10k")
+    expected = {name for name in recipes.NAMES if name.startswith(sets)} - own
+    assert set(FOLLOW) == expected
+
+
+@pytest.mark.parametrize("name", FOLLOW)
+def test_a_recipe_of_the_paper_trains_the_papers_method(name):
+    recipe = recipes.get(name)
+    assert recipe.correct_only
+    for field, value in settings(name).items():
+        assert getattr(recipe, field) == value
+    if not name.endswith("_as_released"):
+        assert {field: getattr(recipe, field) for field in PAPER} == PAPER
+        assert recipe.num_subcentroids == (10 if recipe.decoder else 4)
+    assert recipe.norm_images == (16 if "cifar" in name else {"50": 32, "01": 32, "18": 128}.get(
+        name[-2:] if name.startswith("imagenet_resnet") else "", 0))  # fmt: skip
+
+
+def test_every_setting_says_who_says_so_and_our_own_say_why():
+    for name, each in FOLLOW.items():
+        assert set(PAPER) | {"num_subcentroids", "memory_size"} <= set(each)
+        for field, setting in each.items():
+            assert setting.source in ("released", "paper, recalled", "zoo", "ours"), (name, field)
+            assert setting.note or setting.source != "ours", (name, field)
+
+
+def test_a_table_of_sources_has_each_value_and_where_it_comes_from():
+    names = ["imagenet_resnet50", "imagenet_swin_small_paper", "imagenet_swin_small_as_released"]
+    shown = [recipes.get(name) for name in names]
+    rows = {row[0]: row[1:] for row in source_rows(shown)}
+    assert set(FOLLOW[names[0]]) | set(FOLLOW[names[2]]) <= set(rows)
+    assert len(rows) == len(source_rows(shown))
+    assert rows["correct_only"][:3] == ["True"] * 3
+    assert rows["update_after"][:3] == ["0", "0", "999"]
+    assert rows["norm_images"][:3] == ["32", "-", "-"]
+    assert rows["epsilon"][:3] == ["0.05", "0.05", "-"]  # a drawn assignment has none
+    assert rows["epochs"] == ["100", "300", "300", "released"]
+    said = "1: paper, recalled, after each optimiser step; 1000: released, once in 1000 batches"
+    assert rows["update_every"][3] == said
+    changed = {row[0]: row[1:] for row in source_rows([shown[0].replace(momentum=0.9)])}
+    assert changed["momentum"] == ["0.9", "changed here"]
+
+
+def test_differences_are_named_with_source_and_how_sure_it_is():
+    names = ["ade20k_fcn_resnet101", "ade20k_upernet_swin_base"]
+    ((field, *values, there, source, verified, note),) = difference_rows([recipes.get(name) for name in names])
+    assert (field, values, there, verified) == ("learning_rate", ["0.01", "-"], "0.1", "quoted")
+    assert "wang2023visual" in source
+    assert note
+    assert difference_rows([recipes.ade20k_fcn_resnet101(learning_rate=0.1)]) == []
+    released = {row[0]: row[1] for row in difference_rows([recipes.imagenet_swin_base_as_released()])}
+    assert released == {"batch_size": "1024"}  # what the released code does is done there
+    text = {row[0]: row[1] for row in difference_rows([recipes.imagenet_resnet50()])}
+    assert text == {"update_every": "1", "assignment": "sinkhorn", "scale_by": "temperature", "batch_size": "256"}
+    assert all(each.verified in ("seen", "quoted", "recalled") for each in DIFFERENCES)
+    assert all(any(re.fullmatch(each.recipes, name) for name in FOLLOW) for each in DIFFERENCES)
+
+
+@pytest.mark.parametrize(
+    ("chapter", "names"),
+    [
+        (
+            "imagenet",
+            [
+                *("imagenet_resnet50", "imagenet_swin_small_paper"),
+                *("imagenet_swin_small_as_released", "imagenet_swin_small_zoo"),
+            ],
+        ),
+        ("ade20k", [name for name in recipes.NAMES if name.startswith("ade20k")]),
+        ("cityscapes", [name for name in recipes.NAMES if name.startswith("cityscapes")]),
+    ],
+)
+def test_the_chapters_print_the_deciding_fields_as_the_recipes_have_them(chapter, names):
+    """In the committed output: a row a field, with the value of each recipe and its source."""
+    cells = json.loads((BOOK / f"{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]
+    (cell,) = [each for each in cells if each["cell_type"] == "code" and "source_rows(" in "".join(each["source"])]
+    printed = table_rows(cell["outputs"])
+    shown = [recipes.get(name) for name in names]
+    rows = source_rows(shown)
+    assert set(deciding(shown)) <= {row[0] for row in printed}
+    assert [row for row in printed if row[0] != "field"] == rows
+
+
+def test_the_ablations_say_of_the_recipes_what_is_true_of_them():
+    cells = json.loads((BOOK / "ablations.ipynb").read_text(encoding="utf-8"))["cells"]
+    texts = [" ".join("".join(cell["source"]).split()) for cell in cells if cell["cell_type"] == "markdown"]
+    said = "uses correct samples only, and so does every recipe of this book that follows the paper"
+    assert any(f"The released code, by the way, {said}" in text for text in texts)
+    (cell,) = [each for each in cells if "from dnc_lib.recipes.sources import FOLLOW" in "".join(each["source"])]
+    (output,) = cell["outputs"]
+    follow = [name for name in FOLLOW if recipes.get(name).correct_only]
+    assert len(follow) == len(FOLLOW)
+    assert f"{len(follow)} of {len(FOLLOW)}" in "".join(output["text"])
+
+
+def table_rows(outputs):
+    """The rows of the one table that a cell shows, HTML or Markdown, as texts."""
+    (data,) = [each["data"] for each in outputs if "data" in each]
+    if "text/html" in data:
+        lines = re.findall(r"<tr>(.*?)</tr>", "".join(data["text/html"]))
+        return [[unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line)] for line in lines]
+    lines = "".join(data["text/markdown"]).splitlines()
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in (lines[0], *lines[2:])]

@@ -162,11 +162,17 @@ def _add_details(source: Path, target: Path) -> None:
 
 
 def table() -> str:
-    """The plan as the table of results/README.md: what decides what, where it lies, and whether it is there."""
-    rows = ["| entry | file | there | command | decides |", "| --- | --- | --- | --- | --- |"]
-    for each in statuses():
-        entry, there = each.entry, f"{each.total - len(each.missing)} of {each.total}"
-        rows.append(f"| {entry.id} | `{entry.result}` | {there} | `{entry.as_command}` | {entry.decides} |")
+    """The plan as the table of results/README.md: what is run for what, where it lies, and how."""
+    from dnc_lib.run_plan import load_plan
+
+    rows = ["| entry | file | decides | by the command | then | on |", "| --- | --- | --- | --- | --- | --- |"]
+    for entry in load_plan(PLAN):
+        then = f"`tools/measure.py --what {' '.join(entry.measure)}`" if entry.measure else ""
+        on = {"cpu": "one CPU core", "cuda": "one GPU"}[entry.device]
+        number = len(entry.trainings()) or 1
+        time = f"{on}, about {number} x {entry.minutes:g} min"
+        words = (entry.id, f"`{entry.result}`", entry.decides, f"`{entry.as_command}`", then, time)
+        rows.append(f"| {' | '.join(words)} |")
     return "\n".join(rows)
 
 

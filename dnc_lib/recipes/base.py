@@ -49,6 +49,7 @@ _RANGES = (
                 "mixup",
                 "cutmix",
                 "memory_size",
+                "norm_images",
                 "update_after",
                 "validation",
                 "train_limit",
@@ -106,6 +107,9 @@ class Recipe:
         evaluate_every: epochs between two looks at the held-out images; the last one always has one.
         batch_size: images an optimiser step, over all processes together.
         accumulate: forward and backward passes a step, each on its part of the batch.
+        norm_images: images that a BatchNorm sees at once in training, on any number of GPUs: each takes its images in
+            such parts, or several share their norms (which the CPU cannot); 0 for all that a process has in a pass,
+            and of scenes, where a GPU has few, those of all GPUs.
         optimizer: ``sgd`` or ``adamw``.
         learning_rate: the highest.
         sgd_momentum: of SGD, not of the sub-centroids.
@@ -181,6 +185,7 @@ class Recipe:
     evaluate_every: int = 1
     batch_size: int = 128
     accumulate: int = 1
+    norm_images: int = 0
     optimizer: str = "sgd"
     learning_rate: float = 0.1
     sgd_momentum: float = 0.9
@@ -263,6 +268,11 @@ class Recipe:
         self._check_reader()
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} cannot be cut into {self.accumulate} equal parts")
+        if self.norm_images and (self.batch_size // self.accumulate) % self.norm_images:
+            raise ValueError(
+                f"norm_images {self.norm_images} do not divide the {self.batch_size // self.accumulate} images of a "
+                f"pass: take a number that does, or 0"
+            )
         if self.warmup_epochs and (self.schedule == "one_cycle" or self.warmup_epochs >= self.epochs):
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs} does not fit: one_cycle warms up by itself, and other schedules "

@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100."""
 
 from .base import Recipe
+from .sources import settings as sourced
 
 __all__ = [
     "cifar10_ablation",
@@ -20,8 +21,9 @@ __all__ = [
 
 
 def _paper(name: str, dataset: str, backbone: str, **settings) -> Recipe:
-    """The released configuration: 200 epochs, batch 128, SGD 0.1, K 4, momentum 0.999; loss and head as in print."""
-    return Recipe(name=name, dataset=dataset, backbone=backbone, **settings)
+    """The released schedule: 200 epochs, batch 128, SGD 0.1. Loss and head as in print, and as in the released update
+    only correctly classified samples move sub-centroids; see :mod:`~dnc_lib.recipes.sources`."""
+    return Recipe(name=name, dataset=dataset, backbone=backbone, **sourced(name) | settings)
 
 
 def cifar10_resnet20(**changes) -> Recipe:
