@@ -10,7 +10,7 @@ PY := $(BIN)/python
 .PHONY: help book html test lint refresh stamp runs runs-status bench lock clean distclean env
 
 help: ## what there is
-	@echo "make TARGET, with PYTHON=... to choose Python 3.11, 3.12 or 3.13 (now: $(PYTHON))"
+	@echo "make TARGET, with PYTHON=... to choose Python 3.11 to 3.14 (now: $(PYTHON))"
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -e 's/:.*## /|/' | while IFS='|' read name what; do printf '  %-12s %s\n' "$$name" "$$what"; done
 
 book: env ## run the chapters on this machine and build the pages

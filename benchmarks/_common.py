@@ -2,10 +2,14 @@
 
 import argparse
 import itertools
+import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+
+# Before torch loads: threads that spin while they wait measure what else the machine does. So this file comes first.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 

@@ -1,5 +1,6 @@
 """Anchoring over all training images of CIFAR-10 against one evaluation pass over them."""
 
+import _common  # noqa: F401  (before torch)
 import torch
 from _common import ANCHORING_AT_MOST, finish, heading, interleaved, mark, parser, table
 

@@ -7,6 +7,7 @@ the hard assignment, the means, the momentum. The loop sorts the samples by clas
 import itertools
 from collections.abc import Iterator
 
+import _common  # noqa: F401  (before torch)
 import torch
 import torch.nn.functional as F
 from _common import (

@@ -7,6 +7,7 @@ import argparse
 import sys
 from functools import partial
 
+import _common  # noqa: F401  (before torch)
 import torch
 import torch.nn.functional as F
 from _common import CONFUSION_AT_LEAST, finish, heading, interleaved, mark, parser, table

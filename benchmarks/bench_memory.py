@@ -3,6 +3,7 @@
 import threading
 import time
 
+import _common  # noqa: F401  (before torch)
 import psutil
 import torch
 import torch.nn.functional as F

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import _common  # noqa: F401  (before torch)
 import torch
 import torch.nn.functional as F
 from _common import finish, heading, interleaved, mark, parser, table

@@ -9,6 +9,7 @@ all are late in a run: then `correct_only` costs most.
 import argparse
 import contextlib
 
+import _common  # noqa: F401  (before torch)
 import torch
 import torch.nn.functional as F
 from _common import (

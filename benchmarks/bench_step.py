@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import _common  # noqa: F401  (before torch)
 import torch
 import torch.nn.functional as F
 from _common import STEP_AT_MOST, finish, heading, interleaved, mark, parser, table

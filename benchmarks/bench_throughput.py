@@ -15,6 +15,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import _common  # noqa: F401  (before torch)
 import torch
 import torch.nn.functional as F
 from _common import finish, heading, interleaved, mark, parser, table
@@ -23,6 +24,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from dnc_lib import ImageClassifier, SubCentroidHead, recipes
+from dnc_lib.fitting import keep_buffers_apart
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
 
@@ -53,8 +55,8 @@ class Arm:
         self.features = torch.randn(options.batch * processes, self.head.dim, device=device)
         if options.compile:
             model.backbone.compile()
-        # The sub-centroids are the same everywhere by construction: nothing is broadcast at a forward pass.
-        self.stepped = DistributedDataParallel(self.model, broadcast_buffers=False) if processes > 1 else self.model
+        self.stepped = DistributedDataParallel(self.model) if processes > 1 else self.model
+        keep_buffers_apart(self.stepped)
         make = {"sgd": _sgd, "adamw": torch.optim.AdamW}[options.optimizer]
         self.optimizer = make(self.model.parameters(), lr=1e-4)  # noise teaches nothing: stay near the start
 

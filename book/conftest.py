@@ -1,5 +1,6 @@
 """For `pytest --nbval book`: a chapter whose data is not at hand is skipped, with the reason."""
 
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import book as tools
 
+for name, value in tools.DEFAULTS.items():  # kernels inherit them
+    os.environ.setdefault(name, value)
 missing_data = cache(tools.missing_data)
 
 

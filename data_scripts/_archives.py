@@ -6,7 +6,6 @@ even a harmless one, means that the file is not what it claims to be.
 
 import contextlib
 import hashlib
-import re
 import shutil
 import stat
 import tarfile
@@ -96,7 +95,10 @@ def verify(path: Path, archive: Archive, pin: str | None = None) -> None:
 
 
 def refuse_unsafe(archive: str, name: str, kind: str = "file") -> None:
-    """Refuse a member that could write, or point, outside the target folder.
+    """Refuse a member that could write, or point, outside the target folder, on any system.
+
+    Windows takes any character before a colon for the name of a drive, not only a letter. A drive is refused in the
+    middle of a path, too: who places a member may drop the folders before it.
 
     Args:
         archive: its name, for the message.
@@ -107,7 +109,8 @@ def refuse_unsafe(archive: str, name: str, kind: str = "file") -> None:
         DataError: naming archive and member.
     """
     parts = name.replace("\\", "/").split("/")
-    if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or ".." in parts or "\0" in name:
+    leaves = name.startswith(("/", "\\")) or "\0" in name
+    if leaves or any(part == ".." or part[1:2] == ":" for part in parts):
         raise DataError(f"{archive}: member {name!r} would leave the target folder; nothing of it was kept")
     if kind not in ("file", "folder"):
         raise DataError(f"{archive}: member {name!r} is a {kind}, no plain file; nothing of it was kept")

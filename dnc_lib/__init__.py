@@ -1,12 +1,12 @@
 """Deep nearest centroids (Wang, Han, Zhou, Liu; ICLR 2023): a class is a few of its own samples' centroids.
 
-What users and notebooks import from here is loaded on first use, so ``import dnc_lib`` stays quick.
+What users and notebooks import from here is loaded on first use. So ``import dnc_lib`` stays quick, and does not load
+torch, which reads some settings of its process only when it loads.
 """
 
 import importlib
-
-# The function shares its module's name, so it is bound here and now: a later import of the module then leaves it be.
-from .sinkhorn import sinkhorn
+import sys
+import types
 
 __version__ = "0.1.0"
 
@@ -17,11 +17,12 @@ _HOMES = {
     "ImageClassifier": ".models",
     "Segmenter": ".models",
     "NearestSubCentroids": ".classic",
+    "sinkhorn": ".sinkhorn",
     "train": ".training",
     "load_pretrained": ".pretrained",
 }
 
-__all__ = ["__version__", "recipes", "sinkhorn", *_HOMES]
+__all__ = ["__version__", "recipes", *_HOMES]
 
 
 def __getattr__(name: str):
@@ -37,3 +38,15 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(types.ModuleType):
+    """Whose ``sinkhorn`` is the function, although importing the module of that name binds the module there."""
+
+    def __setattr__(self, name, value):
+        if name == "sinkhorn" and isinstance(value, types.ModuleType):
+            value = value.sinkhorn
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

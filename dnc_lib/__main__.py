@@ -6,6 +6,9 @@ import sys
 import warnings
 from pathlib import Path
 
+# Before torch loads, which reads it once: a thread that waits sleeps instead of holding a core that others could use.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from . import recipes
 from .command_line import parser, recipe_of
 from .heads import HEADS

@@ -105,6 +105,26 @@ def load_claims(path: str | Path) -> list[Claim]:
     return claims
 
 
+def entry_changes(claim: Claim, earlier: str) -> list[str] | None:
+    """How an earlier text of a file of claims had this one.
+
+    Args:
+        claim: as it is now.
+        earlier: the file's text then.
+
+    Returns:
+        Names of the fields that were others; none where the whole entry was the same, ``None`` where it was not
+        there.
+    """
+    import yaml
+
+    found = next((each for each in yaml.safe_load(earlier) or [] if each.get("id") == claim.id), None)
+    if found is None:
+        return None
+    then = {field: tuple(value) if isinstance(value, list) else value for field, value in found.items()}
+    return [field.name for field in dataclasses.fields(Claim) if then.get(field.name) != getattr(claim, field.name)]
+
+
 def load_literature(path: str | Path) -> list[Published]:
     """The published numbers of a YAML file, in its order. Raises as :func:`load_claims`."""
     return _load_entries(Path(path), Published)

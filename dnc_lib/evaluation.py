@@ -37,9 +37,8 @@ def evaluate(
             scores = model(images.to(device)).float()
             check_labels(labels, scores.shape[1])
             loss = F.cross_entropy(scores, labels, reduction="sum")
-            sums += torch.stack(
-                [top_k_correct(scores, labels), top_k_correct(scores, labels, 5), loss, loss.new_tensor(len(labels))]
-            ).to(sums)
+            best = [top_k_correct(scores, labels, k) for k in (1, 5)]
+            sums += torch.stack([*best, loss, loss.new_full((), len(labels))]).to(sums)
     if reduce is not None:
         sums = reduce(sums if device.type == "mps" else sums.to(device))  # MPS has no float64, and one process
     correct, among, loss, count = sums.tolist()
@@ -118,7 +117,7 @@ def evaluate_segmentation(
                 total = ConfusionMatrix(scores.shape[1], device)
             total.update(predicted_classes(scores), labels)
             loss = F.cross_entropy(scores, labels.long(), ignore_index=IGNORED, reduction="sum")
-            sums += torch.stack([loss, loss.new_tensor(len(labels))]).to(sums)
+            sums += torch.stack([loss, loss.new_full((), len(labels))]).to(sums)
     if total is None and reduce is None:
         raise ValueError("the loader gave no images: nothing to evaluate")
     if reduce is not None:

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from .anchoring import anchor
@@ -98,6 +99,7 @@ class Fitting:
         self.scheduler = make_schedule(recipe, optimizer, self.steps)
         self.rate = self.scheduler.get_last_lr()[0]
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        keep_buffers_apart(self.wrapped)
         if recipe.compile:
             self.wrapped = torch.compile(self.wrapped)
         self.sums = torch.zeros(3, dtype=torch.float64 if accelerator.device.type != "mps" else torch.float32)
@@ -357,3 +359,20 @@ class Fitting:
         self.curve.append(record)
         self.sums.zero_()
         self.epoch, self.step, self.rate = self.epoch + 1, 0, self.scheduler.get_last_lr()[0]
+
+
+def keep_buffers_apart(wrapped: torch.nn.Module) -> None:
+    """Let no buffer travel at a forward pass of several processes.
+
+    Sub-centroids and memory are the same everywhere by construction, and BatchNorm's statistics are shared when they
+    are needed.
+
+    They travel once, when the model is wrapped. Not an argument of ``DistributedDataParallel``, because the old one
+    warns from torch 2.13 on and the new one is unknown before; the attribute behind it does neither.
+
+    Args:
+        wrapped: the model as it is trained; one process's is left as it is.
+    """
+    if isinstance(wrapped, DistributedDataParallel):
+        new = hasattr(wrapped, "forward_sync_buffers")
+        setattr(wrapped, "forward_sync_buffers" if new else "broadcast_buffers", False)

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .collapse import within_class_cosine
-from .grouping import ClassTiles, block_length
+from .grouping import ClassRows, ClassTiles, block_length, block_size, few_rows, group_rows
 from .memory import EmbeddingMemory
 from .nearest_scores import nearest_scores
-from .sinkhorn import ASSIGNMENTS, all_finite, assign, check_labels
+from .sinkhorn import ASSIGNMENTS, assign, check_integers, check_range
 from .spreading import check_spread, spread_out
 
 #: Rows scored at a time where every class is needed and no gradient is: bounds the (rows, C K) scores.
@@ -70,25 +70,19 @@ class Head(nn.Module):
                 f"the last dimension must be the head's dim={self.dim}"
             )
 
-    def labelled(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Flatten (..., D) and (...) to (N, D) and (N,), without ignored labels, and check shapes and labels.
+    def flat(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Flatten (..., D) and (...) to (N, D) and (N,), and check shapes and types.
 
         Raises:
-            ValueError: for shapes that do not fit, labels out of range.
+            ValueError: for shapes that do not fit, labels that are no integers.
         """
         self.check_width(x)
         if labels.shape != x.shape[:-1]:
             raise ValueError(
                 f"labels must have the features' leading shape {tuple(x.shape[:-1])}, got {tuple(labels.shape)}"
             )
-        x, labels = x.reshape(-1, self.dim), labels.reshape(-1)
-        if labels.is_floating_point():
-            raise ValueError(f"labels must be integers, got {labels.dtype}")
-        kept = labels != self.ignore_index
-        if not kept.all():
-            x, labels = x[kept], labels[kept]
-        check_labels(labels, self.num_classes)
-        return x, labels.long()
+        check_integers(labels)
+        return x.reshape(-1, self.dim), labels.reshape(-1).long()
 
     def update(self, x: Tensor, labels: Tensor) -> None:
         """Nothing to move."""
@@ -340,37 +334,52 @@ class SubCentroidHead(NormalizedHead):
         Raises:
             ValueError: for shapes that do not fit, labels out of range, NaN or infinity in the features.
         """
-        x, labels = self.labelled(x, labels)
-        if len(labels) > 0:
-            with torch.autocast(x.device.type, enabled=False):
-                self._learn(self._embed_rows(x), labels)
+        with torch.autocast(x.device.type, enabled=False):
+            x, labels = self._samples(x, labels)
+            if len(labels) > 0:
+                self._learn(x, labels)
 
-    def _embed_rows(self, x: Tensor) -> Tensor:
-        """:meth:`embed` of (N, D), a block of rows at a time, so that what lies between stays in the cache.
+    def _samples(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit embeddings (N, D) and labels (N,) of raw features (..., D) and labels (...), without those ignored.
 
         Raises:
-            ValueError: for NaN or infinity in the features.
+            ValueError: for shapes that do not fit, labels out of range, NaN or infinity in the features.
         """
+        x, labels = self.flat(x, labels)
+        if len(labels) == 0:
+            return x, labels
+        kept, unit = labels != self.ignore_index, self._embed_rows(x)
+        counted = torch.where(kept, labels, 0)
+        # LayerNorm spreads what is not finite over its whole row as NaN; what is ignored may hold anything.
+        probe = torch.where(kept, unit[:, 0], 0).sum()
+        # All that must be known before anything is changed, fetched together: each time, the host waits for a device.
+        low, high, all_kept, finite = torch.stack([*torch.aminmax(counted), kept.all(), probe == probe]).tolist()
+        check_range(low, high, self.num_classes)
+        if not finite:
+            raise ValueError(
+                "features contain NaN or infinity; has the training diverged, or mixed precision overflowed?"
+            )
+        return (unit, labels) if all_kept else _rows(kept, unit, labels)
+
+    def _embed_rows(self, x: Tensor) -> Tensor:
+        """:meth:`embed` of (N, D), a block of rows at a time, so that what lies between stays in the cache."""
         unit = x.new_empty(x.shape, dtype=self.norm.weight.dtype)
         length = block_length(self.dim, x.device)
         for raw, embedded in zip(x.split(length), unit.split(length), strict=True):
             F.normalize(self._layer_norm(raw), dim=-1, out=embedded)
-        if not all_finite(unit[:, 0]):  # LayerNorm spreads what is not finite over its whole row
-            raise ValueError(
-                "features contain NaN or infinity; has the training diverged, or mixed precision overflowed?"
-            )
         return unit
 
     def _learn(self, x: Tensor, labels: Tensor) -> None:
         """:meth:`update` on unit embeddings (N, D)."""
         if self.correct_only:
-            correct = self._predicted(x) == labels
-            x, labels = x[correct], labels[correct]
+            x, labels = _rows(self._predicted(x) == labels, x, labels)
             if len(labels) == 0:
                 return
         remembered, their_labels = self.memory.stored()
         self.updates += 1
-        if len(labels) + len(their_labels) >= self.num_classes:
+        # A few sub-centroids are all walked at less cost than it takes to look which have samples.
+        few = 8 * self.subcentroids.numel() <= block_size(x.device)
+        if few or len(labels) + len(their_labels) >= self.num_classes:
             self._update_classes(slice(None), (x, labels), (remembered, their_labels))
         else:  # most of many classes have no sample here, and need not be walked
             present, index = torch.cat([labels, their_labels]).unique(return_inverse=True)
@@ -391,15 +400,16 @@ class SubCentroidHead(NormalizedHead):
             batch: unit embeddings (N, D) and labels (N,) that count within ``classes``.
             memory: the same of the past, (M, D) and (M,).
         """
-        p, moved, wins = (buffer[classes] for buffer in (self.subcentroids, self.moved, self.wins))  # views of all
-        groups = [ClassTiles(*samples, len(p)) for samples in (batch, memory)]
+        p, moved, wins = self.subcentroids, self.moved, self.wins
+        if not isinstance(classes, slice):
+            p, moved, wins = p[classes], moved[classes], wins[classes]
+        number = len(batch[1])
+        groups = _groups(batch, memory, p.shape)
         scores = [group.own_scores(p) for group in groups]
-        nearest = batch[1] * self.num_subcentroids + scores[0].argmax(1)
-        wins += torch.bincount(nearest, minlength=wins.numel()).view_as(wins)
+        nearest = batch[1] * self.num_subcentroids + scores[0][:number].argmax(1)
+        wins.view(-1).scatter_add_(0, nearest, torch.ones_like(nearest))
         if not self.frozen:
-            keep = torch.full_like(wins, self.momentum, dtype=p.dtype)
-            if self.start == "data":
-                keep[~moved] = 0.0
+            keep = self.momentum if self.start == "random" else torch.where(moved, self.momentum, 0.0)
             _move(p, moved, *self._assigned_sums(groups, scores, p), keep)
         if not isinstance(classes, slice):  # of some classes they are copies
             self.subcentroids[classes], self.moved[classes], self.wins[classes] = p, moved, wins
@@ -420,11 +430,10 @@ class SubCentroidHead(NormalizedHead):
         Raises:
             ValueError: as in :meth:`update`.
         """
-        x, labels = self.labelled(x, labels)
-        if len(labels) == 0:
-            return
         with torch.autocast(x.device.type, enabled=False):
-            self._fit(self._embed_rows(x), labels, rounds)
+            x, labels = self._samples(x, labels)
+            if len(labels) > 0:
+                self._fit(x, labels, rounds)
 
     def _fit(self, x: Tensor, labels: Tensor, rounds: int) -> None:
         """:meth:`estimate` on unit embeddings (N, D) in any floating type."""
@@ -434,7 +443,7 @@ class SubCentroidHead(NormalizedHead):
         settled = (available <= self.num_subcentroids).unsqueeze(1)  # each sample is a sub-centroid already
         for _ in range(rounds):
             sums, counts = self._assigned_sums([tiles], [tiles.own_scores(self.subcentroids)], self.subcentroids)
-            _move(self.subcentroids, self.moved, sums, counts.masked_fill(settled, 0), torch.zeros_like(counts))
+            _move(self.subcentroids, self.moved, sums, counts.masked_fill(settled, 0), 0.0)
         self.memory.clear()
 
     def _start_from_samples(self, tiles: ClassTiles, available: Tensor) -> None:
@@ -458,17 +467,18 @@ class SubCentroidHead(NormalizedHead):
             wanted = (-nearest).index_fill_(0, index[available > 0], -torch.inf)
 
     def _assigned_sums(
-        self, groups: list[ClassTiles], scores: list[Tensor], subcentroids: Tensor
+        self, groups: list[ClassRows | ClassTiles], scores: list[Tensor], subcentroids: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Assign all groups together, by their own-class scores (N, K); sum (C, K, D) and number (C, K) of the
         embeddings that each of these sub-centroids (C, K, D) got."""
-        labels = torch.cat([group.labels for group in groups])
-        together = torch.cat(scores)
+        labels, together = groups[0].labels, scores[0]
+        if len(groups) > 1:
+            labels, together = torch.cat([group.labels for group in groups]), torch.cat(scores)
         generator = None
         if self.assignment == "random":  # by seed and update: all ranks draw the same, and so does a resumed run
             generator = torch.Generator(labels.device).manual_seed(self.seed * 1_000_003 + int(self.updates))
         settings = (self.assignment, self.epsilon, self.iterations, generator)
-        chosen = assign(together, labels, len(subcentroids), *settings)
+        chosen = assign(together, labels, len(subcentroids), *settings, cosines=True)
         sums = torch.zeros_like(subcentroids, dtype=together.dtype)
         counts = sums.new_zeros(sums.shape[:2])
         for group, part in zip(groups, chosen.split([len(group) for group in groups]), strict=True):
@@ -516,22 +526,41 @@ class SubCentroidHead(NormalizedHead):
         return ", ".join(parts)
 
 
-def _move(subcentroids: Tensor, moved: Tensor, sums: Tensor, counts: Tensor, keep: Tensor) -> None:
+def _rows(kept: Tensor, *parts: Tensor) -> list[Tensor]:
+    """The rows of each part that a mask (N,) keeps; how many they are is asked once of the device."""
+    index = kept.nonzero().squeeze(1)
+    return [part.index_select(0, index) for part in parts]
+
+
+def _groups(
+    batch: tuple[Tensor, Tensor], memory: tuple[Tensor, Tensor], shape: tuple[int, int, int]
+) -> list[ClassRows | ClassTiles]:
+    """Batch and memory, each rows and labels, for products with vectors (C, K, D); if few, as one group."""
+    number, past = len(batch[1]), len(memory[1])
+    if past == 0:
+        return [group_rows(*batch, shape)]
+    if few_rows(number + past, shape, batch[0].device):
+        return [ClassRows(*(torch.cat(each) for each in zip(batch, memory, strict=True)))]
+    return [group_rows(*each, shape) for each in (batch, memory)]
+
+
+def _move(subcentroids: Tensor, moved: Tensor, sums: Tensor, counts: Tensor, keep: Tensor | float) -> None:
     """p <- normalise(keep * p + (1 - keep) * normalise(sum)), in place, for every sub-centroid that got samples.
 
     Where the samples cancel out there is no direction to move in. A block of classes at a time, so that what
-    lies between stays in the cache. subcentroids and sums (C, K, D); moved, counts and keep (C, K).
+    lies between stays in the cache. subcentroids and sums (C, K, D); moved, counts and keep (C, K), or keep one for
+    all.
     """
     length = block_length(sums[0].numel(), sums.device)
-    parts = (each.split(length) for each in (subcentroids, moved, sums, counts, keep))
-    for p, has_moved, total, count, kept in zip(*parts, strict=True):
-        target = p.to(total.dtype).lerp(F.normalize(total, dim=-1), 1 - kept.unsqueeze(-1).to(total.dtype))
+    parts = [each.split(length) for each in (subcentroids, moved, sums, counts)]
+    shares = keep.to(sums.dtype).split(length) if isinstance(keep, Tensor) else [keep] * len(parts[0])
+    for p, has_moved, total, count, kept in zip(*parts, shares, strict=True):
+        weight = 1 - (kept.unsqueeze(-1) if isinstance(kept, Tensor) else kept)
+        target = p.to(total.dtype).lerp(F.normalize(total, dim=-1), weight)
         norm = torch.linalg.vector_norm(target, dim=-1)  # (classes, K)
-        stays = (count == 0) | (norm == 0)
-        target /= norm.unsqueeze(-1)
-        target[stays] = p[stays].to(target.dtype)
-        p.copy_(target)
-        has_moved |= ~stays
+        moves = (count > 0) & (norm > 0)
+        p.copy_(torch.where(moves.unsqueeze(-1), target / norm.unsqueeze(-1), p))
+        has_moved |= moves
 
 
 HEADS = ("softmax", "cosine", "frozen", "dnc")

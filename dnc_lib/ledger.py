@@ -184,7 +184,7 @@ def _unlike(a: Record, b: Record) -> str:
 
 
 def judge(claim: Claim, records: Sequence[Record]) -> list[Verdict]:
-    """The verdicts on a claim: one for each recipe with a pair, or a single ``not run``.
+    """The verdicts on a claim: one for each recipe with runs of a common seed, or a single ``not run``.
 
     Raises:
         ValueError: as :func:`pairs`, or where a record lacks the claim's metric.
@@ -193,7 +193,7 @@ def judge(claim: Claim, records: Sequence[Record]) -> list[Verdict]:
     if claim.metric == "accuracy":  # on some of the classes it says nothing of the whole
         names = [name for name in names if " leave_out=" not in name]
     verdicts = [_judge(claim, records, name) for name in names]
-    return [each for each in verdicts if each.n] or [Verdict(claim, "")]
+    return [each for each in verdicts if each.n or each.unlike] or [Verdict(claim, "")]
 
 
 def ledger(claims: Iterable[Claim], records: Sequence[Record], literature: Sequence[Published] = ()) -> list[Row]:
@@ -266,7 +266,8 @@ def say(found: Verdict) -> str:
     rests = f"{found.n} pair{'s' * (found.n != 1)}"
     if found.low is not None:
         rests += f", 95 % interval {found.low:+.2f} to {found.high:+.2f}, sign-flip p = {found.p:.2g}"
-    return f"{where}, {first} is {way} {second} ({rests}): {found.verdict}."
+    beside = f" It stands beside the others: {found.beside}." if found.beside else ""
+    return f"{where}, {first} is {way} {second} ({rests}): {found.verdict}.{beside}"
 
 
 def families(verdicts: Iterable[Verdict]) -> list[Family]:

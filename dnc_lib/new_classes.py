@@ -1,8 +1,9 @@
 """New classes without training: their sub-centroids are estimated from a few images and stand beside the old ones.
 
 Nothing that a DNC classifier has learned depends on the number of classes, so a class more is K vectors more: no
-gradient, no step, and the old classes keep theirs to the last bit. :func:`measure` asks what that is worth, against
-the class means and the nearest neighbours of any network's features.
+gradient, no step. The old classes keep their sub-centroids to the last bit, and so their scores up to rounding (a
+product with more columns may add in another order). :func:`measure` asks what that is worth, against the class means
+and the nearest neighbours of any network's features.
 """
 
 import copy
@@ -186,12 +187,13 @@ def class_centres(embeddings: Tensor, labels: Tensor, number: int) -> Tensor:
         number: K, of a class.
 
     Returns:
-        (C * K, D), unit length.
+        (C * K, D) float32, unit length, on the device of the embeddings.
     """
     from .classic import NearestSubCentroids  # imports scikit-learn
 
     estimator = NearestSubCentroids(number, metric="cosine", n_init=3, random_state=0)
-    return torch.from_numpy(estimator.fit(embeddings.numpy(), labels.numpy()).subcentroids_).float()
+    estimator.fit(embeddings.cpu().numpy(), labels.cpu().numpy())
+    return torch.from_numpy(estimator.subcentroids_).float().to(embeddings.device)
 
 
 def nearest_neighbours(queries: Tensor, references: Tensor, neighbours: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:

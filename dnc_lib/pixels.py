@@ -61,7 +61,8 @@ def draw_pixels(
     labels = labels.flatten(1).long()  # (B, N)
     places = labels.shape[1]
     rows = min(limit * num_classes, places)
-    order = torch.randperm(places, generator=torch.Generator().manual_seed(seed)).to(labels.device)
+    order = torch.randperm(places, generator=torch.Generator().manual_seed(seed))
+    order = order.to(labels.device, non_blocking=True)
     labels = labels[:, order]
     group = torch.where(labels == IGNORED, num_classes, labels)
     group, by_class = group.sort(dim=1, stable=True)  # the classes one after another, each in the drawn order
@@ -84,4 +85,4 @@ def _check(features: Tensor, labels: Tensor, limit: int, num_classes: int) -> No
         )
     if limit < 1:
         raise ValueError(f"limit must be 1 or more pixels of a class and image, got {limit}")
-    check_labels(labels[labels != IGNORED], num_classes)
+    check_labels(torch.where(labels == IGNORED, 0, labels), num_classes)  # a mask as index would wait for a GPU too

@@ -1,6 +1,7 @@
 """Figures used by more than one chapter, and one colour for each arm in the whole book."""
 
 import io
+import math
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -213,3 +214,7 @@ def _forest_interval(ax: Axes, ours, place: float, reach: float, colour: str) ->
             ax.plot(side * reach, place, marker, color=colour, ms=6, clip_on=False, zorder=4)
     if abs(ours.mean) <= reach:
         ax.plot(ours.mean, place, "o", color=colour, ms=4.5, zorder=4)
+    else:  # the most decisive lines lie outside: their mean in words
+        side = math.copysign(1, ours.mean)
+        words = {"ha": "left" if side < 0 else "right", "va": "center", "fontsize": 7, "color": colour}
+        ax.annotate(f"{ours.mean:+.1f}", (side * reach, place), (-8 * side, 0), textcoords="offset points", **words)

@@ -67,7 +67,7 @@ class Classification:
         targets = labels if targets is None else targets
         loss = F.cross_entropy(scores.float(), targets, label_smoothing=smoothing)
         correct = (scores.detach().argmax(1) == labels).sum()
-        return Outcome(loss, correct, loss.new_tensor(len(labels)), features.detach(), labels)
+        return Outcome(loss, correct, loss.new_full((), len(labels)), features.detach(), labels)
 
     def samples(self, outcome: Outcome, seed: int) -> tuple[Tensor, Tensor]:
         """What the head's update gets: features (B, D) and labels (B,)."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
 from tqdm import tqdm
 
 from .anchoring import anchor
@@ -156,13 +155,10 @@ def train(
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """Processes, device and precision. No buffer travels at a forward pass; :class:`~dnc_lib.fitting.Fitting` shares
-    what must be."""
+    """Processes, device and precision."""
     # Accelerate keeps one state a process and refuses a second precision; a notebook may well train twice.
     AcceleratorState._reset_state()
-    return Accelerator(
-        mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)]
-    )
+    return Accelerator(mixed_precision=precision)
 
 
 def describe(recipe: Recipe, parts: Parts, accelerator: Accelerator, profile: str = "full") -> dict:

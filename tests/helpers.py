@@ -17,8 +17,6 @@ from dnc_lib.recipes import Recipe, digits_resnet8
 from dnc_lib.runs import Run
 from dnc_lib.training import train
 
-torch.set_num_threads(1)  # networks this small are fastest so, above all beside other work
-
 
 def quick(**changes) -> Recipe:
     """The digits recipe, short: 6 epochs of 18 steps, and a momentum that forgets the start by then."""

@@ -33,6 +33,22 @@ def test_every_benchmark_is_tried():
     assert {path.name for path in FOLDER.glob("[a-z]*.py")} == set(TINY)
 
 
+@pytest.mark.parametrize(("chosen", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_what_benchmarks_share_sets_how_threads_wait(chosen, found):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment.update({} if chosen is None else {"OMP_WAIT_POLICY": chosen})
+    script = "import os, sys; sys.path.insert(0, sys.argv[1]); import _common; print(os.environ['OMP_WAIT_POLICY'])"
+    command = [sys.executable, "-c", script, str(FOLDER)]
+    assert subprocess.run(command, capture_output=True, text=True, env=environment).stdout == f"{found}\n"
+
+
+@pytest.mark.parametrize("name", [*TINY, "_common.py"])
+def test_a_benchmark_does_so_before_torch_loads(name):
+    lines = (FOLDER / name).read_text(encoding="utf-8").splitlines()
+    setting = 'os.environ.setdefault("OMP_WAIT_POLICY"' if name == "_common.py" else "import _common "
+    assert next(i for i, line in enumerate(lines) if line.startswith(setting)) < lines.index("import torch")
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_a_benchmark_runs_and_marks_its_bounds(name):
     if name == "bench_confusion.py":

@@ -3,7 +3,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import warnings
 
 import numpy as np
@@ -502,9 +501,7 @@ def test_exemplars_are_made_once_and_not_searched_anew(capsys, run, tmp_path, mo
         raise AssertionError("searched anew")
 
     monkeypatch.setattr(open_runs, "find_exemplars", searched)
-    start = time.process_time()
     again, errors = asked(capsys, *words)
-    assert time.process_time() - start < 5
     assert (again, errors) == (first, [])
     assert (run / "exemplars.json").read_bytes() == kept
 

@@ -63,7 +63,7 @@ def test_two_ranks_are_one_rank_with_twice_the_batch(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     words = [str(tmp_path), str(NO_BATCH_NORM)]
-    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=400, env=environment)
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "the same on both" in done.stdout
     together = Run.load(tmp_path / "two" / alone.folder.name)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tracing import LargestTensor
 
 from dnc_lib import grouping
-from dnc_lib.grouping import HIGHEST, ClassTiles, block_length
+from dnc_lib.grouping import HIGHEST, ClassRows, ClassTiles, block_length, few_rows, group_rows
 
 settings.register_profile("core", max_examples=40, deadline=None, derandomize=True)
 settings.load_profile("core")
@@ -48,6 +48,39 @@ def test_both_products(problem, block):
         torch.testing.assert_close(found.double(), 1 + sums, rtol=0, atol=1e-4)
         assert torch.equal(numbers.double(), 1 + counts)
         assert len(tiles) == len(x)
+
+
+@given(problems(), st.sampled_from([0, 16]), st.sampled_from([1, 40, 1 << 19]))
+def test_few_rows_need_no_tiles(problem, few_classes, block):
+    x, labels, vectors, assignment = problem
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grouping, "FEW_CLASSES", few_classes)  # by one product with all classes, or by own vectors
+        patch.setattr(grouping, "CPU_BLOCK", block)
+        for rows, tolerance in ((ClassRows(x, labels), 1e-4), (ClassRows(x.half(), labels), 1e-1)):
+            scores, sums, counts = expected(x, labels, vectors, assignment)
+            close = {"rtol": 0, "atol": tolerance}
+            torch.testing.assert_close(rows.own_scores(vectors).double(), scores, **close)
+            found, numbers = torch.ones(vectors.shape), torch.ones(vectors.shape[:2])
+            rows.add_sums(assignment, found, numbers)
+            torch.testing.assert_close(found.double(), 1 + sums, rtol=0, atol=1e-4 if tolerance < 1e-2 else 2e-1)
+            assert torch.equal(numbers.double(), 1 + counts)
+
+
+def test_which_way_suits():
+    """A batch of few classes meets all vectors, one of many classes its own; what is large is grouped."""
+    cpu = torch.device("cpu")
+    assert few_rows(128, (10, 4, 512), cpu)
+    assert few_rows(1128, (10, 4, 512), cpu)
+    assert few_rows(12_928, (10, 4, 64), cpu)
+    assert few_rows(128, (1000, 4, 512), cpu)
+    assert not few_rows(12_928, (10, 4, 512), cpu)
+    assert not few_rows(12_800, (1000, 4, 2048), cpu)
+    assert few_rows(12_928, (10, 4, 512), torch.device("cuda"))
+    assert not few_rows(256_000, (1000, 4, 2048), torch.device("cuda"))
+    labels = torch.arange(128) % 10
+    assert isinstance(group_rows(torch.zeros(128, 64), labels, (10, 4, 64)), ClassRows)
+    assert isinstance(group_rows(torch.zeros(128, 64), labels, (10**6, 4, 64)), ClassRows)
+    assert isinstance(group_rows(torch.zeros(128, 9000), labels, (100, 4, 9000)), ClassTiles)
 
 
 @given(problems())

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from scipy.special import logsumexp
-from tracing import LargestTensor
+from tracing import LargestTensor, OperatorCount
 
 from dnc_lib import CosineHead, SoftmaxHead, SubCentroidHead, grouping
 from dnc_lib.heads import HEADS, build_head
@@ -621,6 +621,64 @@ def test_an_update_makes_nothing_with_samples_and_classes_in_its_shape(monkeypat
     assert largest.numel <= num_classes * 4 * dim, largest.shape
 
 
+# How many operators an update calls
+
+
+def filled(num_classes: int, memory_size: int, dim: int) -> SubCentroidHead:
+    """A head with a full memory, as it is for nearly all of a run."""
+    head = SubCentroidHead(dim, num_classes, 4, memory_size=memory_size)
+    labels = torch.arange(memory_size) % num_classes
+    head.memory.push(F.normalize(torch.randn(memory_size, dim), dim=1), labels)
+    return head
+
+
+def operators(head: SubCentroidHead, number: int = 128) -> OperatorCount:
+    x, labels = torch.randn(number, head.dim), torch.randint(head.num_classes, (number,))
+    with OperatorCount() as count:
+        head.update(x, labels)
+    return count
+
+
+@pytest.mark.parametrize("memory_size", [0, 1000, 12_800])
+@pytest.mark.parametrize("dim", [64, 512])
+def test_an_update_of_few_classes_calls_few_operators(memory_size, dim, monkeypatch):
+    """A batch of 128 at C = 10 and K = 4, where calls are the cost: by block and sorting it took 200 to 470."""
+    count = operators(filled(10, memory_size, dim))
+    large = memory_size * dim > 1 << 22  # on a CPU such a memory is read by blocks that stay in the cache
+    assert count.calls <= (320 if large else 105)
+    assert count.kernels <= (210 if large else 70)
+    assert count.waits == 0  # but for one tolist, which calls no operator here
+    monkeypatch.setattr(grouping, "CPU_BLOCK", grouping.DEVICE_BLOCK)
+    monkeypatch.setattr(grouping, "CPU_PRODUCTS", grouping.DEVICE_PRODUCTS)
+    count = operators(filled(10, memory_size, dim))  # an accelerator's blocks hold it all
+    assert count.calls <= 105
+    assert count.kernels <= 70
+
+
+def test_an_update_of_many_classes_calls_no_operator_for_each():
+    for memory_size, bound in ((0, 105), (1000, 215)):
+        count = operators(filled(1000, memory_size, 64))
+        assert count.calls <= bound, memory_size
+        assert count.waits <= 1, count.names  # which classes have samples
+
+
+@pytest.mark.parametrize("settings", [{}, {"start": "data"}, {"frozen": True}, {"assignment": "nearest"}])
+def test_the_same_update_by_rows_and_by_tiles(settings, monkeypatch):
+    """However the samples are grouped, the sub-centroids move alike."""
+    results = []
+    for block, products in ((grouping.CPU_BLOCK, grouping.CPU_PRODUCTS), (1 << 30, 0), (40, 0)):
+        monkeypatch.setattr(grouping, "CPU_BLOCK", block)
+        monkeypatch.setattr(grouping, "CPU_PRODUCTS", products)
+        head = make(**settings)
+        for seed in range(5):
+            head.update(*batch(30, seed))
+        results.append(head)
+    for other in results[1:]:
+        torch.testing.assert_close(other.subcentroids, results[0].subcentroids, rtol=0, atol=1e-6)
+        assert torch.equal(other.wins, results[0].wins)
+        assert torch.equal(other.moved, results[0].moved)
+
+
 # Bad input
 
 
@@ -764,8 +822,10 @@ def test_a_blank_image_does_not_wreck_the_gradient():
 
 
 @pytest.mark.parametrize("settings", [{}, {"start": "data"}, {"assignment": "random"}, {"frozen": True}])
-def test_classes_without_samples_are_not_walked_and_nothing_changes(settings):
+def test_classes_without_samples_are_not_walked_and_nothing_changes(settings, monkeypatch):
     """Many classes, few samples: the update sees those that occur alone. It is that of a head of these classes."""
+    monkeypatch.setattr(grouping, "CPU_BLOCK", 2000)
+    monkeypatch.setattr(grouping, "CPU_PRODUCTS", 0)
     torch.manual_seed(0)
     occur = torch.tensor([3, 40, 41, 97])
     many = SubCentroidHead(16, 100, 3, momentum=0.5, memory_size=30, **settings)
@@ -824,7 +884,7 @@ def test_one_learned_prototype_is_the_head_of_before():
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_setting_that_no_head_has_is_refused_by_every_head(name):
-    with pytest.raises(ValueError, match="temprature.*Did you mean temperature"):
+    with pytest.raises(ValueError, match=r"temprature.*Did you mean temperature"):
         build_head(name, 8, 3, temprature=0.2)
     build_head(name, 8, 3, temperature=0.2, momentum=0.9, num_prototypes=2, memory_size=0)  # arms share one set
 

@@ -346,6 +346,8 @@ def test_a_sentence_tells_what_the_verdict_rests_on(write):
     assert ledger.say(below).endswith(": contradicted on this recipe.")
     (one,) = ledger.judge(CLAIM, write(run("dnc", 92.0), run("softmax", 91.0)))
     assert ledger.say(one) == f"On {NAME}, dnc is 1.00 points above softmax (1 pair): inconclusive."
+    aside = dataclasses.replace(one, beside="trained on 10 images")
+    assert ledger.say(aside) == f"{ledger.say(one)} It stands beside the others: trained on 10 images."
 
 
 def test_claims_that_share_runs_are_a_family_and_pay_for_their_number(write):

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -26,6 +27,30 @@ def dnc(*words, **settings):
     """The command as a process of its own."""
     command = [sys.executable, "-m", "dnc_lib", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=900, **settings)
+
+
+WATCHED = """
+import os, sys
+class Watch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"), flush=True)
+sys.meta_path.insert(0, Watch())
+import runpy
+sys.argv = ["dnc", "recipes"]
+runpy.run_module("dnc_lib", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("chosen", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_do_not_spin_while_they_wait_unless_the_user_says_so(chosen, found):
+    """Torch reads it once, when it loads; so it must be there by then."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment.update({} if chosen is None else {"OMP_WAIT_POLICY": chosen})
+    done = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == found
+    assert "cifar10_resnet20" in done.stdout
 
 
 def refused(capsys, *words):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tracing import OperatorCount
 
 from dnc_lib.memory import EmbeddingMemory
 
@@ -52,6 +53,42 @@ def test_reloaded_it_goes_on_where_it_stopped(size, before, after):
         seen += count
     for name, buffer in memory.state_dict().items():
         assert torch.equal(reloaded.state_dict()[name], buffer), name
+
+
+def test_what_others_write_is_seen():
+    """How much was pushed is kept beside the buffer, to spare reading it from a device; the buffer has the say."""
+    memory = EmbeddingMemory(4, 3)
+    memory.push(*numbered(0, 3))
+    fuller, twin = EmbeddingMemory(4, 3), copy.deepcopy(memory)
+    fuller.push(*numbered(0, 6))
+    memory.load_state_dict(fuller.state_dict())
+    assert len(memory) == 4
+    memory.push(*numbered(6, 1))
+    assert content(memory) == [3, 4, 5, 6]
+    memory.written.fill_(2)  # as a broadcast to the other ranks does
+    assert len(memory) == 2
+    memory.written = torch.tensor(1)  # as a move to another device does
+    assert len(memory) == 1
+    assert len(twin) == 3
+    for _ in range(3):  # as many changes as there were before the copy
+        twin.written.fill_(4)
+    assert len(twin) == 4
+    with torch.inference_mode():
+        made = EmbeddingMemory(4, 3)
+        made.push(*numbered(0, 3))
+        made.written.fill_(1)
+        assert len(made) == 1
+
+
+def test_pushing_does_not_read_from_the_device():
+    memory = EmbeddingMemory(4, 3)
+    memory.push(*numbered(0, 3))
+    with OperatorCount() as count:
+        for first in (3, 5):
+            memory.push(*numbered(first, 2))
+            memory.stored()
+    assert count.waits == 0
+    assert content(memory) == [3, 4, 5, 6]
 
 
 def test_one_push_larger_than_the_ring_keeps_the_newest():

@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import os
 import re
 import sys
 from pathlib import Path
@@ -42,6 +43,16 @@ def test_contents_and_files_agree():
     unlisted = {path.stem for path in tools.BOOK.glob("*.ipynb")} - {page.name for page in listed}
     assert not unlisted, f"not in _toc.yml: {unlisted}"
     assert CHAPTERS
+
+
+@pytest.mark.parametrize(("chosen", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_kernels_inherit_how_threads_wait(monkeypatch, chosen, found):
+    seen = []
+    monkeypatch.setattr(tools, "html", lambda: seen.append(dict(os.environ)))
+    monkeypatch.setattr(os, "environ", {} if chosen is None else {"OMP_WAIT_POLICY": chosen})
+    monkeypatch.setattr(sys, "argv", ["book.py", "html"])
+    tools.main()
+    assert seen == [{"OMP_WAIT_POLICY": found, **tools.ENVIRONMENT}]
 
 
 @each_chapter

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_every_comparison_among_the_results_is_declared():
             name = run_plan.canonical_recipe(entry.base())
             declared |= {(name, canonical_arm(arm, entry.recipe, entry.base())) for arm in entry.arms}
     found = {(each.recipe, each.arm) for each in load_results(RESULTS) if not each.apart}
-    once = {(recipe, arm) for recipe, arm in found - declared if recipe == "cifar10_subset"}  # looked at with one seed
+    once = {(recipe, arm) for recipe, arm in found - declared if recipe == "cifar10_subset"}  # looked at once
     assert found - declared == once
     records = [each for each in load_results(RESULTS) if (each.recipe, each.arm) in once]
     assert {each.seed for each in records} <= {0}
@@ -82,8 +83,6 @@ def test_the_table_of_results_is_made_from_the_plan(tool):
 
 def test_the_commands_in_the_table_can_be_given():
     parser = make_parser()
-    import shlex
-
     for entry in load_plan(PLAN):
         if entry.recipe:
             words = entry.as_command.replace("<arm>", "dnc").replace("<seed>", "0")
@@ -115,7 +114,7 @@ def test_a_damaged_entry_is_refused_by_its_name(tmp_path, change, word):
 
 
 def test_an_id_may_be_there_once(tmp_path):
-    with pytest.raises(ValueError, match="small.*twice"):
+    with pytest.raises(ValueError, match=r"small.*twice"):
         plan_of(tmp_path, SMALL + SMALL)
     with pytest.raises(FileNotFoundError):
         load_plan(tmp_path / "nowhere.yaml")
@@ -181,7 +180,8 @@ def test_two_manifests_of_one_comparison_become_one(tmp_path):
     whole = compare(entry.base(), arms, [0, 1], tmp_path / "whole.json", progress=False)
     first = compare(entry.base(), arms, [0], tmp_path / "first.json", progress=False)
     second = compare(entry.base(), {"softmax": arms["softmax"]}, [1], tmp_path / "second.json", progress=False)
-    third = compare(entry.base(), {"dnc momentum=0.9": arms["dnc momentum=0.9"]}, [1], tmp_path / "t.json", progress=False)
+    other = {"dnc momentum=0.9": arms["dnc momentum=0.9"]}
+    third = compare(entry.base(), other, [1], tmp_path / "third.json", progress=False)
     made = json.loads(json.dumps(merge(merge(first, second), third)))
     validate(made)
     scores = {(each["arm"], each["seed"]): each["accuracy"] for each in made["results"]}

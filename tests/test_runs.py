@@ -196,7 +196,7 @@ def test_what_is_held_is_free_again_after_a_kill(tmp_path):
     script = (
         "import sys, time; from pathlib import Path; from dnc_lib.runs import held\n"
         "with held(Path(sys.argv[1])):\n"
-        "    print('held', flush=True); time.sleep(60)"
+        "    print('held', flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

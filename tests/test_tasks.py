@@ -254,7 +254,7 @@ def test_two_ranks_are_one_rank_with_twice_the_scenes(tmp_path, uneven):
     for name, words in start.items():
         given = [str(uneven), str(tmp_path / name), str({**SHORT, **STREETS})]
         command = [sys.executable, *words, str(script), *given]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (Run.load(tmp_path / name / "digit_scenes_fcn_dnc_seed0") for name in start)
     assert two.manifest["processes"] == 2

@@ -230,7 +230,7 @@ def test_the_bar_shows_loss_accuracy_speed_and_the_time_left(tmp_path, capfd):
 # --- several processes ----------------------------------------------------------------------------------------------
 
 TWO = """
-import sys
+import sys, warnings
 import torch
 import torch.distributed as dist
 from dnc_lib import training
@@ -239,8 +239,35 @@ from dnc_lib.__main__ import main
 models = []
 build = training.ModelCard.build
 training.ModelCard.build = lambda card, **settings: models.append(build(card, **settings)) or models[-1]
+warnings.simplefilter("error", FutureWarning)
+kept, checked = {}, []  # a mean of BatchNorm's after a step, on this process: no other may overwrite it
+
+def mean_of(model):
+    return next(each for name, each in model.named_buffers() if name.endswith("running_mean"))
+
+def before_a_pass(model, _):
+    if model.training and kept:
+        assert torch.equal(mean_of(model), kept["mean"])
+        checked.append(True)
+
+def after_step(keeper, after_step=training._Keeper.after_step):
+    after_step(keeper)
+    model = keeper.fitting.model
+    if not kept and not checked:
+        model.register_forward_pre_hook(before_a_pass)
+    kept["mean"] = mean_of(model).clone()
+    both = [torch.empty_like(kept["mean"]) for _ in range(2)]
+    dist.all_gather(both, kept["mean"])
+    assert not torch.equal(*both)  # each saw other images
+
+def share(fitting, share=training.Fitting.share_statistics):
+    share(fitting)
+    kept.clear()
+
+training._Keeper.after_step, training.Fitting.share_statistics = after_step, share
 assert main(sys.argv[1:]) == 0
 assert dist.get_world_size() == 2
+assert len(checked) > 6
 (model,) = models
 for name, tensor in model.state_dict().items():
     if not name.endswith("num_batches_tracked"):
@@ -262,7 +289,7 @@ def test_two_processes_keep_the_same_model_and_leave_one_run(tmp_path):
     command += ["train", "digits_resnet8", "--output", str(output), "--epochs", "2", "--momentum", "0.8"]
     command += ["--validation", "150", "--train-limit", "400", "--refresh"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "both processes agree" in done.stdout
     assert done.stdout.count(": accuracy ") == 1  # one of them speaks

@@ -238,7 +238,7 @@ def process_group(tmp_path):
 
 def two_steps(model: Segmenter) -> None:
     """As several processes train: a parameter without a gradient makes the second step fail."""
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+    wrapped = DistributedDataParallel(model)
     for _ in range(2):
         scores, _, beside = wrapped(torch.randn(2, 3, 16, 16), return_features=True)
         (scores.square().mean() + beside.square().mean()).backward()

@@ -31,6 +31,8 @@ LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
 
 #: Kernels come from this environment, find no ~/.local kernel first, and write no bytecode beside the chapters.
 ENVIRONMENT = {"JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+#: What a user may have chosen otherwise: threads that wait should not spin on a core that another program could use.
+DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 # --- the chapters ---------------------------------------------------------------------------------------------------
@@ -321,7 +323,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.chapters and arguments.command != "refresh":
         parser.error(f"{arguments.command} takes no chapter names")
-    os.environ.update(ENVIRONMENT)
+    os.environ.update({**DEFAULTS, **os.environ, **ENVIRONMENT})
     if arguments.command == "refresh":
         refresh(arguments.chapters)
     else:

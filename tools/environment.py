@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 
-LOWEST, HIGHEST = (3, 11), (3, 13)
+LOWEST, NEWEST = (3, 11), (3, 14)  # the lock has a version for each of them
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -19,11 +19,19 @@ def ingredients():
 
 
 def check_version():
-    """Stop with a sentence where this Python is too old or too new."""
-    if not LOWEST <= sys.version_info[:2] <= HIGHEST:
+    """Stop with a sentence where this Python is too old; say so where it is newer than any that was tried."""
+    version = sys.version_info[:2]
+    found = f"{sys.executable} is {version[0]}.{version[1]}"
+    if version < LOWEST:
         sys.exit(
-            f"This book needs Python 3.11, 3.12 or 3.13, but {sys.executable} is "
-            f"{sys.version_info[0]}.{sys.version_info[1]}. Name another one, for example: make book PYTHON=python3.12"
+            f"This book needs Python 3.11 or newer, but {found}. Name another one, for example: "
+            f"make book PYTHON=python3.12"
+        )
+    if version > NEWEST:
+        print(
+            f"Not tried: {found}, and the newest that this book knows is {NEWEST[0]}.{NEWEST[1]}. If a package "
+            f"cannot be installed, name an older one, for example: make book PYTHON=python3.12",
+            file=sys.stderr,
         )
 
 

@@ -1,4 +1,4 @@
-"""Resolve requirements.lock anew: one file for Linux, macOS and Windows, Python 3.11 to 3.13. Needs uv on the path.
+"""Resolve requirements.lock anew: one file for Linux, macOS and Windows, Python 3.11 to 3.14. Needs uv on the path.
 
 Versions already in the lock are kept where they still fit; `python3 tools/lock.py --upgrade` takes the newest. The
 versions chosen by hand are in tools/pins.in, and stay.
@@ -13,12 +13,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
 HEADER = """\
-# Every version, exact, for Linux, macOS and Windows and Python 3.11 to 3.13. Made by `make lock` from pyproject.toml
+# Every version, exact, for Linux, macOS and Windows and Python 3.11 to 3.14. Made by `make lock` from pyproject.toml
 # and tools/pins.in; not edited by hand. Install with: pip install --no-deps -r requirements.lock
 """
 #: Systems on which nobody reads this book, and conditions that then always hold.
 UNWANTED = re.compile(r" ; .*(sys_platform == 'emscripten'|implementation_name == 'pypy')$")
-ALWAYS = r"(sys_platform != 'emscripten'|python_full_version < '3\.1[45]')"
+ALWAYS = r"(sys_platform != 'emscripten'|python_full_version < '3\.15')"
 NOISE = re.compile(rf" ; {ALWAYS}$| and {ALWAYS}|{ALWAYS} and ")
 
 

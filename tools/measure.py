@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: see dnc_lib/__main__.py
+
 import torch
 
 from dnc_lib.checkpoints import read_model

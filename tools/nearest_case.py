@@ -10,8 +10,11 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: see dnc_lib/__main__.py
 
 import torch
 

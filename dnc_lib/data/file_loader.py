@@ -109,6 +109,7 @@ class FileLoader(Passes):
     def _ahead(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches that are copied to the GPU while it works on the ones before."""
         stream, ready = torch.cuda.Stream(self.device), None
+        stream.wait_stream(torch.cuda.current_stream(self.device))  # which may be at work on the mean and the scale
         for batch in self._read:
             with torch.cuda.stream(stream):
                 coming = self._normalise(batch)

@@ -41,13 +41,15 @@ def pair_listed(listing: Path, images: Path, masks: Path) -> Pairs:
 
     Raises:
         FileNotFoundError: for a list, image or mask that is missing.
-        ValueError: for a list that is empty.
+        ValueError: for a list that is empty, or names a file in another folder.
     """
     if not listing.is_file():
         raise FileNotFoundError(f"{listing} is missing: it says which images the part has")
     names = listing.read_text(encoding="utf-8").split()
     if not names:
         raise ValueError(f"{listing} is empty: it should name images, one a line")
+    if stray := next((name for name in names if set(name) & set("/\\:")), None):  # the list comes out of an archive
+        raise ValueError(f"{listing} names {stray!r}: it should name images of {images}, without a path")
     pairs = [(images / f"{name}.jpg", masks / f"{name}.png") for name in names]
     if missing := next((path for pair in pairs for path in pair if not path.is_file()), None):
         raise FileNotFoundError(f"{missing} is missing, but {listing} names it")

@@ -394,6 +394,10 @@ def test_bad_lists_of_coco_stuff10k(scripts):
     missing, listing = folder / "annotations/COCO_train2014_000000000113.png", folder / "imageLists/train.txt"
     missing.unlink()
     fails(FileNotFoundError, f"{missing} is missing, but {listing} names it", open_scenes, "coco_stuff10k", root)
+    for stray in ("../images/COCO_train2014_000000000113", "/COCO", "1:COCO", "a\\COCO"):
+        listing.write_text(f"{stray}\n")
+        says = f"{listing} names {stray!r}: it should name images of {folder / 'images'}, without a path"
+        fails(ValueError, says, open_scenes, "coco_stuff10k", root)
     listing.write_text("\n")
     says = f"{listing} is empty: it should name images, one a line"
     fails(ValueError, says, open_scenes, "coco_stuff10k", root)

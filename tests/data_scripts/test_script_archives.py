@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import ntpath
 import os
 import shutil
 import stat
@@ -13,11 +14,12 @@ import pytest
 from _archives import Archive, extract_tar, extract_zip, plan_tar, plan_zip, verify
 from _console import DataError, run, size, table
 from _disk import files_below, need_room, recover, staged
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from miniatures import write_tar, write_zip
 
 EVIL = ["../x", "a/../../x", "/etc/x", "a/..", "..\\x", "\\x", "C:\\x", "c:x", "a\\..\\..\\x"]
+EVIL += ["1:/x", "::/x", "?:\\x", "./1:x", "a/b:x"]  # any character names a drive; folders before it may be dropped
 
 
 def take_all(name: str) -> str:
@@ -42,7 +44,14 @@ def test_members_that_leave_are_refused_even_if_unwanted(tmp_path, name, kind):
     assert str(error.value) == f"a.{kind}: member {name!r} would leave the target folder; nothing of it was kept"
 
 
-@given(st.text(alphabet="ab./\\:", min_size=1, max_size=12))
+@given(st.text(alphabet="ab1?./\\:", min_size=1, max_size=12))
+@example("1:/x")
+@example("::/x")
+@example("?:\\x")
+@example("::")
+@example("./1:x")
+@example("a/1:/x")
+@example("//host/share/x")
 def test_whatever_is_accepted_stays_below_the_folder(name):
     from pathlib import PurePosixPath, PureWindowsPath
 
@@ -52,10 +61,13 @@ def test_whatever_is_accepted_stays_below_the_folder(name):
         refuse_unsafe("a.zip", name)
     except DataError:
         return
-    for flavour in (PurePosixPath, PureWindowsPath):
-        path = flavour("target") / name
-        assert path.parts[:1] == ("target",)
-        assert ".." not in path.parts
+    parts = name.replace("\\", "/").split("/")
+    for end in ("/".join(parts[i:]) for i in range(len(parts)) if parts[i]):  # whatever folders before it are dropped
+        assert not ntpath.splitdrive(end)[0]
+        for flavour in (PurePosixPath, PureWindowsPath):
+            path = flavour("target") / end
+            assert path.parts[:1] == ("target",)
+            assert ".." not in path.parts
 
 
 LINKS = [

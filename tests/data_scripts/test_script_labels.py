@@ -165,7 +165,7 @@ sys.exit(camvid.main(["--archives", str(folder)], miniatures.make_camvid(folder)
 
 def test_killed_in_the_middle_the_next_run_ends_whole(root, archives):
     code = DRIVER.format(here=str(Path(__file__).parent), archives=str(archives))
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, timeout=600)
     assert done.returncode == -9, done.stderr
     assert not (root / "camvid").exists()
     assert (root / ".camvid.partial").exists()
