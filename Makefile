@@ -7,7 +7,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PY := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help book html test lint refresh stamp runs runs-status bench lock clean distclean env
+.PHONY: help book html test test-quick lint refresh stamp runs runs-status bench lock clean distclean env
 
 help: ## what there is
 	@echo "make TARGET, with PYTHON=... to choose Python 3.11 to 3.14 (now: $(PYTHON))"
@@ -21,6 +21,9 @@ html: env ## build the pages from the committed outputs, in seconds
 
 test: env ## lint, unit tests, every chapter under nbval, the pages in a browser
 	@$(PY) tools/book.py test
+
+test-quick: env ## lint and the fast unit tests, in some minutes: for the loop of work
+	@$(PY) tools/book.py test-quick
 
 lint: env ## check the code's style, chapters included
 	@$(PY) -m ruff check .

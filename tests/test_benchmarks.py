@@ -49,6 +49,7 @@ def test_a_benchmark_does_so_before_torch_loads(name):
     assert next(i for i, line in enumerate(lines) if line.startswith(setting)) < lines.index("import torch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_a_benchmark_runs_and_marks_its_bounds(name):
     if name == "bench_confusion.py":
@@ -203,6 +204,7 @@ def test_a_step_with_every_head_moves_what_it_should():
             assert not torch.equal(before["head.subcentroids"], after["head.subcentroids"])
 
 
+@pytest.mark.slow
 def test_two_processes_train_together_and_are_counted_together(tmp_path):
     words = ["--recipe", "digits_resnet8", "--batch", "4", "--classes", "10", "--rounds", "1", "--processes", "2"]
     done = run("bench_throughput.py", *words, "--output", str(tmp_path / "throughput_two.json"))
@@ -213,6 +215,7 @@ def test_two_processes_train_together_and_are_counted_together(tmp_path):
         assert each["images_per_second"]["best"] == pytest.approx(8 / each["seconds"]["step"]["best"])
 
 
+@pytest.mark.slow
 def test_processor_time_of_one_process_does_not_time_two():
     done = run("bench_throughput.py", "--processes", "2", "--clock", "cpu")
     assert done.returncode == 2

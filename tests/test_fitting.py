@@ -1,3 +1,4 @@
+import functools
 import os
 import subprocess
 import sys
@@ -136,7 +137,10 @@ def test_gradients_are_clipped():
     assert 0 < moved.norm() <= 0.01 * each.recipe.learning_rate * 4 * 1.001
 
 
-def test_compiled_and_plain_agree():
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_and_plain_agree(monkeypatch, backend):
+    """By the backend that only traces, and slowly by the one that writes C++, as a recipe's ``compile`` does."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     settings = {"epochs": 1, "batch_size": 32, "head": "cosine"}
     plain, compiled = fitted(quick(**settings)), fitted(quick(**settings, compile=True))
     assert isinstance(compiled.wrapped, torch._dynamo.eval_frame.OptimizedModule)

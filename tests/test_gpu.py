@@ -27,7 +27,7 @@ from dnc_lib.data.picture_loader import PictureLoader
 from dnc_lib.data.pictures import open_pictures
 from dnc_lib.evaluation import embed_dataset, evaluate
 from dnc_lib.explain import explain
-from dnc_lib.loading import synchronised
+from dnc_lib.norms import synchronised
 from dnc_lib.runs import Run
 from dnc_lib.training import train
 

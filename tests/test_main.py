@@ -594,6 +594,7 @@ def test_explain_of_a_pixel(capsys, streets, tmp_path):
             assert np.asarray(labels)[exemplar["row"], exemplar["column"]] == case["label"]
 
 
+@pytest.mark.slow
 def test_refusals_of_explain(capsys, streets, tmp_path):
     folder, where = streets
     line = refused(capsys, "explain", folder, 0, "--at", 40, 3, *where)

@@ -196,6 +196,7 @@ def test_every_head_on_every_decoder(dnc, decoder, head):
     assert dnc("--decoder", decoder, "--head", head) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_comparison_on_scenes(root):
     arms = {"softmax": {"head": "softmax"}, "dnc": {"head": "dnc"}}
     output, recipe = root / "pairs.json", recipes.digit_scenes_fcn(**SMALL)

@@ -145,6 +145,7 @@ def run(output, resume=False, seconds=0.0, **changes):
     return train(recipe, None, output, resume=resume, snapshot_seconds=seconds, progress=False)
 
 
+@pytest.mark.slow
 def test_a_run_on_scenes_that_crashed_ends_where_it_would_have_ended(tmp_path, monkeypatch):
     whole = run(tmp_path / "whole", seconds=1e9)
     with monkeypatch.context() as patch:
@@ -242,6 +243,7 @@ def test_a_batch_in_parts_is_the_batch(tmp_path, monkeypatch, uneven, passes):
         close(whole, train(other, uneven, tmp_path / "other", progress=False))
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one_rank_with_twice_the_scenes(tmp_path, uneven):
     """BatchNorm and dropout out of the way: each rank would have its own."""
     script = tmp_path / "two.py"

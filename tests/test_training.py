@@ -170,6 +170,7 @@ def test_bf16_runs_and_another_precision_may_follow_in_the_same_process(tmp_path
     assert not same(weights(first), weights(second))
 
 
+@pytest.mark.slow
 def test_the_final_measure_of_bf16_is_that_of_the_saved_model(tmp_path):
     from dnc_lib.data import DeviceLoader
     from dnc_lib.evaluation import evaluate

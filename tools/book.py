@@ -1,11 +1,12 @@
 """Everything that `make` does with the book, for those with and without make.
 
-    python tools/book.py book      run the chapters here, then build the pages (warnings are errors)
-    python tools/book.py html      build the pages from the committed outputs
-    python tools/book.py test      lint, unit tests, every chapter under nbval, the pages in a browser
-    python tools/book.py refresh   run the chapters and write their outputs back, ready to commit
-    python tools/book.py stamp     write the Colab cell into every chapter, from the address in _config.yml
-    python tools/book.py bench     run the benchmarks
+    python tools/book.py book        run the chapters here, then build the pages (warnings are errors)
+    python tools/book.py html        build the pages from the committed outputs
+    python tools/book.py test        lint, unit tests, every chapter under nbval, the pages in a browser
+    python tools/book.py test-quick  lint and the fast unit tests: for the loop of work
+    python tools/book.py refresh     run the chapters and write their outputs back, ready to commit
+    python tools/book.py stamp       write the Colab cell into every chapter, from the address in _config.yml
+    python tools/book.py bench       run the benchmarks
 
 `refresh` takes chapter names (`refresh distances`); without any it runs them all.
 """
@@ -296,6 +297,15 @@ def test() -> None:
         "pages": [sys.executable, __file__, "html"],
         "pages in a browser": [*python, "pytest", "-rs", "tests/pages"],
     }
+    run_steps(steps)
+
+
+def run_steps(steps: dict[str, list[str]]) -> None:
+    """Run commands, all of them, and say which passed.
+
+    Raises:
+        SystemExit: if one failed.
+    """
     results = {}
     for name, command in steps.items():
         print(f"\n=== {name} ===", flush=True)
@@ -309,6 +319,17 @@ def test() -> None:
         sys.exit(1)
 
 
+def test_quick() -> None:
+    """Lint and the fast unit tests."""
+    python = [sys.executable, "-m"]
+    run_steps(
+        {
+            "lint": [*python, "ruff", "check", "."],
+            "fast unit tests": [*python, "pytest", "-m", "not slow", "tests", "--ignore=tests/pages"],
+        }
+    )
+
+
 def bench() -> None:
     """Run every benchmark."""
     for path in sorted((ROOT / "benchmarks").glob("[a-z]*.py")):
@@ -318,7 +339,9 @@ def bench() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["book", "html", "test", "refresh", "stamp", "bench"])
+    commands = {"book": book, "html": html, "test": test, "test-quick": test_quick, "stamp": stamp_all}
+    commands["bench"] = bench
+    parser.add_argument("command", choices=[*commands, "refresh"])
     parser.add_argument("chapters", nargs="*", help="for refresh: which")
     arguments = parser.parse_args()
     if arguments.chapters and arguments.command != "refresh":
@@ -327,7 +350,7 @@ def main() -> None:
     if arguments.command == "refresh":
         refresh(arguments.chapters)
     else:
-        {"book": book, "html": html, "test": test, "stamp": stamp_all, "bench": bench}[arguments.command]()
+        commands[arguments.command]()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dnc_lib import data
 MADE = ["cifar10", "cifar100"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_fetched_verified_and_read_by_the_package(root, server, monkeypatch, capsys, name):
     spec = make_cifar(server.folder, monkeypatch, name)

@@ -218,6 +218,7 @@ def test_labels_that_are_wrong(root, archives, capsys, content, message):
     assert not (root / "camvid").exists()
 
 
+@pytest.mark.slow
 def test_camvid_at_hand_passes(capsys):
     from dnc_lib.data import data_root
 
@@ -241,6 +242,7 @@ def test_ade20k_keeps_the_official_tree(root, archives):
 # --- Cityscapes -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cityscapes_ids_one_by_one():
     from torchvision.datasets import Cityscapes
 
