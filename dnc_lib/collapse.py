@@ -1,7 +1,8 @@
 """Are these prototypes one? For anybody's prototypes or sub-centroids, K of each of C classes.
 
-Methods that give a class several vectors rarely look whether they stay several. In public checkpoints of prototype
-networks they often do not (github.com/tfzhou/ProtoSeg, issues 9 and 15: ten prototypes of a class, all alike).
+Methods that give a class several vectors rarely look whether they stay several. Two readers found the ten prototypes
+of each class alike in a public checkpoint of a prototype network (github.com/tfzhou/ProtoSeg, issue 15); another asks
+the same of a training of his own (issue 9).
 """
 
 from dataclasses import dataclass

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from test_sentences import markdown, outcomes
 
 from dnc_lib import ledger
 from dnc_lib import records as records_module
@@ -162,3 +163,16 @@ def test_cells_of_records_take_what_is_there(chapter, way, monkeypatch, capsys):
         assert not re.search(rf"  (?:{'|'.join(decided)})$", said, re.MULTILINE)
     if way == "few":
         assert not re.search(r"  (?:above|below|level|open)$", said, re.MULTILINE)  # one pair decides nothing
+
+
+# --- markdown -------------------------------------------------------------------------------------------------------
+
+#: Sentences that set one arm over another and yet are no outcome: a claim, the legend of a figure, a condition.
+NO_OUTCOMES = ("*a class added from ten images is recognised better", "Dots above the line are images", "If ")
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_no_order_of_arms_is_typed(chapter):
+    for text in markdown(chapter):
+        typed = [each for each in outcomes(text) if not each.startswith(NO_OUTCOMES)]
+        assert not typed, f"{chapter} types an outcome that a record could contradict: let a cell print it"
