@@ -51,6 +51,14 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
     assert set(changed) == set(but)
 
 
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """The same state up to rounding: counts and labels equal; products of other shapes may add in another order."""
+    assert found.keys() == expected.keys()
+    for name, values in found.items():
+        atol = {torch.float32: 1e-6, torch.half: 1e-3}.get(values.dtype, 0)
+        torch.testing.assert_close(values, expected[name], rtol=0, atol=atol)
+
+
 def assert_unit(head) -> None:
     lengths = head.subcentroids.norm(dim=-1)
     torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-5)
@@ -103,7 +111,7 @@ def test_pixels_are_samples():
     pixels, flat = make(ignore_index=255), make(ignore_index=255)
     pixels.update(x.view(2, 4, 5, D), labels.view(2, 4, 5))
     flat.update(x[labels != 255], labels[labels != 255])
-    assert_same(state(pixels), state(flat))
+    assert_close(state(pixels), state(flat))
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 100), st.floats(-5, 5))
@@ -535,7 +543,7 @@ def test_an_estimate_leaves_ignored_labels_out():
     one, other = make(), make()
     one.estimate(x, spoilt)
     other.estimate(x[spoilt != -100], labels[spoilt != -100])
-    assert_same(state(one), state(other))
+    assert_close(state(one), state(other))
 
 
 def test_new_classes_without_training():
