@@ -4,7 +4,7 @@ import json
 import statistics as moments
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -52,7 +52,6 @@ def compare(
     workers: int = 0,
     progress: bool = True,
     download: bool = False,
-    stop: Callable[[], bool] = lambda: False,
 ) -> dict:
     """Train every arm with every seed and write one manifest with all results.
 
@@ -74,7 +73,6 @@ def compare(
         workers: processes that read pictures; images in memory need none.
         progress: show a bar, counted in trainings.
         download: fetch the data set if it is not there.
-        stop: asked before each training; once it says yes, the rest is left for another call.
 
     Returns:
         The manifest: ``results`` has a record for each arm and seed with the scores on the test images after the last
@@ -122,8 +120,6 @@ def compare(
             warn_changed(file, manifest, f"the comparison in {output}")
         started = time.perf_counter()
         for seed, name in tqdm(wanted, unit=" trainings", disable=not progress, desc=recipe.name):
-            if stop():
-                break
             kept = keep and kept_path(keep, name, seed)
             result = fit_once(recipes[name].replace(seed=seed), parts, accelerator, workers, also=also, keep=kept)
             made_by = {key: manifest[key] for key in _MADE_BY}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dnc_lib import ledger, plots, recipes, records
-from dnc_lib.claims import as_printed
+from dnc_lib.claims import as_printed, entry_changes
 from dnc_lib.recipes import parse_arm
 from dnc_lib.records import arm_fields, canonical_arm, read_manifest, validate
 from dnc_lib.statistics import VERDICTS, paired, verdict
@@ -366,6 +366,16 @@ def test_claims_that_share_runs_are_a_family_and_pay_for_their_number(write):
     bridge = dataclasses.replace(CLAIM, id="bridge", arms=("cosine", "frozen"))  # joins the two
     (family,) = ledger.families([*verdicts, *ledger.judge(bridge, found)])
     assert {each.claim.id for each in family.verdicts} == {"0", "1", "2", "bridge"}
+
+
+def test_whether_a_claim_was_there_first_is_asked_of_the_whole_entry():
+    entry = ENTRY.replace("id: a", f"id: {CLAIM.id}").replace("statement: s", f"statement: {CLAIM.statement}")
+    assert entry_changes(CLAIM, entry) == []
+    assert entry_changes(CLAIM, ENTRY) is None  # another claim alone was there
+    assert entry_changes(CLAIM, "") is None
+    assert entry_changes(CLAIM, entry.replace("margin: 0.3", "margin: 1.0")) == ["margin"]
+    other = entry.replace("[dnc, softmax]", "[dnc, cosine]").replace("pairs: 6", "pairs: 3")
+    assert entry_changes(CLAIM, other) == ["arms", "pairs"]
 
 
 def test_runs_that_helped_to_choose_stand_beside_the_others(write):
